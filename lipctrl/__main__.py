@@ -1,0 +1,7 @@
+"""`python -m lipctrl` is the command `lipctrl`."""
+
+import sys
+
+from lipctrl.cli.main import main
+
+sys.exit(main())

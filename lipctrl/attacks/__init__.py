@@ -1,0 +1,1 @@
+"""Adversaries: search over a disturbance set, with the cost counted."""

@@ -1,0 +1,1 @@
+"""Certificates: upper bounds that are proofs, lower bounds with a witness (numpy, no torch)."""

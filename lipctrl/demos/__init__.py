@@ -1,0 +1,1 @@
+"""Demonstrations: checked trajectories, one documented file per data set."""

@@ -1,0 +1,1 @@
+"""Disturbances: what may enter where, in which norm and units."""

@@ -1,0 +1,1 @@
+"""Lipschitz layers and networks (torch) and the plain network they export to (numpy)."""

@@ -1,0 +1,99 @@
+"""Plant: a dynamical system written once, in CasADi, with names, units, limits and sampling time.
+
+The gymnasium environment steps it, the MPC layer optimises over it, the certificate code linearises it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import casadi as ca
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lipctrl.files import UserError
+
+Array = NDArray[np.float64]
+Expression = Callable[[ca.SX, ca.SX, ca.SX], ca.SX]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A vector signal: one name with unit, lower and upper limit per component ("angle [rad]"; limits may be inf)."""
+
+    names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.low) == len(self.high):
+            raise UserError("a signal needs one lower and one upper limit per name")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A sampled dynamical system x+ = f(x, u, w).
+
+    Attributes:
+        name: short name, for example "cstr".
+        state, input, disturbance: the signals x, u and w.
+        dt: sampling time, in `time_unit`.
+        update: SX function (x, u, w) -> x+ over one sampling period, input and disturbance held.
+        ode: SX function (x, u, w) -> dx/dt, or None if the plant is discrete by nature.
+        equilibrium: (x_e, u_e) with f(x_e, u_e, 0) = x_e, the operating point.
+        time_unit: "s" or "h".
+    """
+
+    name: str
+    state: Signal
+    input: Signal
+    disturbance: Signal
+    dt: float
+    update: ca.Function
+    ode: ca.Function | None
+    equilibrium: tuple[Array, Array]
+    time_unit: str = "s"
+
+    def step(self, x: ArrayLike, u: ArrayLike, w: ArrayLike | None = None) -> Array:
+        """Next state (n,) from state (n,), input (m,) and disturbance (d,), which is zero if not given."""
+        w = np.zeros(len(self.disturbance)) if w is None else w
+        return np.asarray(self.update(np.asarray(x, float), np.asarray(u, float), w), dtype=np.float64).reshape(-1)
+
+    def linearise(self, x: ArrayLike, u: ArrayLike) -> tuple[Array, Array, Array]:
+        """(A, B, E): exact derivatives of `update` with respect to x, u and w at (x, u, 0)."""
+        jacobian = self.update.factory("linearise", ["x", "u", "w"], ["jac:x_next:x", "jac:x_next:u", "jac:x_next:w"])
+        parts = jacobian(np.asarray(x, float), np.asarray(u, float), np.zeros(len(self.disturbance)))
+        a, b, e = (np.asarray(part, dtype=np.float64) for part in parts)
+        return a, b, e
+
+
+def symbols(n: int, m: int, d: int) -> tuple[ca.SX, ca.SX, ca.SX]:
+    """SX symbols (x, u, w) of the given sizes."""
+    return ca.SX.sym("x", n), ca.SX.sym("u", m), ca.SX.sym("w", d)
+
+
+def discrete(expression: Expression, n: int, m: int, d: int) -> ca.Function:
+    """The function (x, u, w) -> x_next of a discrete-time expression."""
+    x, u, w = symbols(n, m, d)
+    return ca.Function("update", [x, u, w], [expression(x, u, w)], ["x", "u", "w"], ["x_next"])
+
+
+def continuous(expression: Expression, n: int, m: int, d: int) -> ca.Function:
+    """The function (x, u, w) -> dx/dt of a continuous-time expression."""
+    x, u, w = symbols(n, m, d)
+    return ca.Function("ode", [x, u, w], [expression(x, u, w)], ["x", "u", "w"], ["dx"])
+
+
+def rk4(ode: ca.Function, dt: float, substeps: int) -> ca.Function:
+    """One sampling period of `ode` by the classical Runge-Kutta method with equal substeps, inputs held."""
+    x, u, w = (ca.SX.sym(name, ode.size1_in(name)) for name in ("x", "u", "w"))
+    h, state = dt / substeps, x
+    for _ in range(substeps):
+        k1 = ode(state, u, w)
+        k2 = ode(state + h / 2 * k1, u, w)
+        k3 = ode(state + h / 2 * k2, u, w)
+        k4 = ode(state + h * k3, u, w)
+        state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return ca.Function("update", [x, u, w], [state], ["x", "u", "w"], ["x_next"])
