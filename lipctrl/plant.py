@@ -5,6 +5,7 @@ The gymnasium environment steps it, the MPC layer optimises over it, the certifi
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import casadi as ca
 import numpy as np
@@ -56,15 +57,46 @@ class Plant:
     equilibrium: tuple[Array, Array]
     time_unit: str = "s"
 
+    def __post_init__(self) -> None:
+        sizes = [len(self.state), len(self.input), len(self.disturbance)]
+        found = [self.update.size1_in(i) for i in range(self.update.n_in())]
+        if found != sizes:
+            raise UserError(f"plant {self.name}: update takes (x, u, w) of sizes {found}, the signals have {sizes}")
+        if not self.dt > 0:
+            raise UserError(f"plant {self.name}: the sampling time must be positive, found {self.dt}")
+        for value, name, size in zip(self.equilibrium, ("state", "input"), sizes, strict=False):
+            if np.shape(value) != (size,):
+                raise UserError(f"plant {self.name}: equilibrium {name} needs shape ({size},), found {np.shape(value)}")
+
     def step(self, x: ArrayLike, u: ArrayLike, w: ArrayLike | None = None) -> Array:
-        """Next state (n,) from state (n,), input (m,) and disturbance (d,), which is zero if not given."""
-        w = np.zeros(len(self.disturbance)) if w is None else w
-        return np.asarray(self.update(np.asarray(x, float), np.asarray(u, float), w), dtype=np.float64).reshape(-1)
+        """Next state from state (n,), input (m,) and disturbance (d,), which is zero if not given.
+
+        A leading batch dimension, (batch, n) with (batch, m) and (batch, d), gives (batch, n).
+
+        Raises:
+            UserError: a size or batch does not match.
+        """
+        state, control = np.asarray(x, np.float64), np.asarray(u, np.float64)
+        disturbance = np.zeros((*state.shape[:-1], len(self.disturbance))) if w is None else np.asarray(w, np.float64)
+        expected = (("x", state, self.state), ("u", control, self.input), ("w", disturbance, self.disturbance))
+        for name, value, signal in expected:
+            if value.shape != (*state.shape[:-1], len(signal)) or value.ndim > 2:
+                raise UserError(
+                    f"plant {self.name}: {name} needs shape ({len(signal)},) or (batch, {len(signal)}), "
+                    f"with one batch size for all, found {value.shape}"
+                )
+        # CasADi maps over columns
+        x_next = self.update(state.T, control.T, disturbance.T)
+        return np.ascontiguousarray(np.asarray(x_next, dtype=np.float64).T).reshape(state.shape)
+
+    @cached_property
+    def _derivatives(self) -> ca.Function:
+        return self.update.factory("linearise", ["x", "u", "w"], ["jac:x_next:x", "jac:x_next:u", "jac:x_next:w"])
 
     def linearise(self, x: ArrayLike, u: ArrayLike) -> tuple[Array, Array, Array]:
         """(A, B, E): exact derivatives of `update` with respect to x, u and w at (x, u, 0)."""
-        jacobian = self.update.factory("linearise", ["x", "u", "w"], ["jac:x_next:x", "jac:x_next:u", "jac:x_next:w"])
-        parts = jacobian(np.asarray(x, float), np.asarray(u, float), np.zeros(len(self.disturbance)))
+        w = np.zeros(len(self.disturbance))
+        parts = self._derivatives(np.asarray(x, np.float64), np.asarray(u, np.float64), w)
         a, b, e = (np.asarray(part, dtype=np.float64) for part in parts)
         return a, b, e
 

@@ -1,0 +1,141 @@
+"""PlantEnv: a gymnasium environment that steps a Plant and charges a stage cost. Every task is one subclass.
+
+A subclass hands its physics, cost and start states to the initialiser and overrides nothing. Failure (a state outside
+the limits of the plant, a collision) terminates an episode and costs `failure_cost`; the time limit of the registration
+truncates it. The two are never mixed, because after truncation the value of the last state still counts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lipctrl.files import UserError
+from lipctrl.plant import Plant, Signal
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """The stage cost (x - x_ref)' Q (x - x_ref) + (u - u_ref)' R (u - u_ref)."""
+
+    Q: Array
+    R: Array
+    x_ref: Array
+    u_ref: Array
+
+    def __post_init__(self) -> None:
+        for name, weight, size in (("Q", self.Q, len(self.x_ref)), ("R", self.R, len(self.u_ref))):
+            if weight.shape != (size, size):
+                raise UserError(f"weight {name} needs shape ({size}, {size}), found {weight.shape}")
+
+    def __call__(self, x: Array, u: Array) -> float:
+        dx, du = x - self.x_ref, u - self.u_ref
+        return float(dx @ self.Q @ dx + du @ self.R @ du)
+
+
+def uniform_start(low: Sequence[float], high: Sequence[float]) -> Callable[[np.random.Generator], Array]:
+    """Start states drawn uniformly from a box."""
+    return lambda rng: rng.uniform(low, high)
+
+
+class PlantEnv(gymnasium.Env[Array, Array]):
+    """Steps a plant. See the subclasses for tasks.
+
+    Attributes:
+        plant: the Plant, for controllers and certificates.
+        stage_cost: function (x, u) -> cost; the reward is minus this value at the state before the step.
+        Q, R: weights if the cost is quadratic, else None.
+        state: current state x, shape (n,).
+        disturbance: w, shape (d,), applied at every step until it is changed; zero after a reset.
+        failure_cost: subtracted from the reward once, when an episode fails.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def __init__(
+        self,
+        plant: Plant,
+        *,
+        stage_cost: Callable[[Array, Array], float],
+        start: Callable[[np.random.Generator], Array],
+        failure_cost: float = 0.0,
+        collided: Callable[[Array], bool] = lambda x: False,
+        observed: Signal | None = None,
+        observe: Callable[[Array], Array] = np.copy,
+        advance: Callable[[Array, Array, Array], Array] | None = None,
+    ) -> None:
+        """A task on a plant.
+
+        Args:
+            plant: the dynamical system; leaving the limits of its state is failure.
+            stage_cost: function (x, u) -> cost of one step.
+            start: draws a start state from a generator.
+            failure_cost: cost of failing, charged once.
+            collided: further failure condition on the state.
+            observed, observe: names and limits of the observation, and the function from state to observation;
+                by default the state itself.
+            advance: function (x, u, w) -> next state, if not the plant's own update.
+        """
+        self.plant, self.stage_cost, self.failure_cost = plant, stage_cost, failure_cost
+        self.Q: Array | None = stage_cost.Q if isinstance(stage_cost, Quadratic) else None
+        self.R: Array | None = stage_cost.R if isinstance(stage_cost, Quadratic) else None
+        self._start, self._collided, self._observe = start, collided, observe
+        self._advance = advance or plant.step
+        self.observed = observed or plant.state
+        self.observation_space = gymnasium.spaces.Box(*_limits(self.observed), dtype=np.float64)
+        self.action_space = gymnasium.spaces.Box(*_limits(plant.input), dtype=np.float64)
+        self._low, self._high = _limits(plant.state)
+        self._u_low, self._u_high = _limits(plant.input)
+        self.state = plant.equilibrium[0].copy()
+        self.disturbance = np.zeros(len(plant.disturbance))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Start an episode, at `options["state"]` (n,) if given, else at a drawn state.
+
+        Raises:
+            UserError: an option other than "state", or a state of wrong shape or not finite.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        if unknown := set(options) - {"state"}:
+            raise UserError(f"reset knows the option 'state' only, found {sorted(unknown)}")
+        drawn = options["state"] if "state" in options else self._start(self.np_random)
+        self.state = _vector("start state", drawn, len(self.plant.state))
+        self.disturbance = np.zeros(len(self.plant.disturbance))
+        return self._observe(self.state), {"state": self.state.copy(), "stage_cost": 0.0, "failed": False}
+
+    def step(self, action: ArrayLike) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Apply an action, clipped to its limits, for one sampling period.
+
+        Returns:
+            Observation, reward, failed, False, and info with "state", "stage_cost" (without failure cost) and "failed".
+
+        Raises:
+            UserError: an action or disturbance of wrong shape or not finite.
+        """
+        u = np.clip(_vector("action", action, len(self.plant.input)), self._u_low, self._u_high)
+        w = _vector("disturbance", self.disturbance, len(self.plant.disturbance))
+        cost = self.stage_cost(self.state, u)
+        self.state = self._advance(self.state, u, w)
+        # written so that NaN fails
+        inside = bool(np.all((self._low <= self.state) & (self.state <= self._high)))
+        failed = not inside or self._collided(self.state)
+        reward = -cost - (self.failure_cost if failed else 0.0)
+        info = {"state": self.state.copy(), "stage_cost": cost, "failed": failed}
+        return self._observe(self.state), reward, failed, False, info
+
+
+def _limits(signal: Signal) -> tuple[Array, Array]:
+    return np.array(signal.low, dtype=np.float64), np.array(signal.high, dtype=np.float64)
+
+
+def _vector(name: str, value: ArrayLike, size: int) -> Array:
+    vector = np.array(value, dtype=np.float64)
+    if vector.shape != (size,) or not np.all(np.isfinite(vector)):
+        raise UserError(f"{name} needs {size} finite numbers, found {vector.tolist()}")
+    return vector
