@@ -143,7 +143,7 @@ class Activation:
         grouped = z.reshape(*z.shape[:-1], -1, self.group_size)
         if self.vectors is not None:
             inner = np.minimum((grouped * self.vectors).sum(-1, keepdims=True), 0.0)
-            return (grouped - 2 * inner * self.vectors).reshape(z.shape)
+            return np.asarray(grouped - 2 * inner * self.vectors).reshape(z.shape)
         return np.asarray(-np.sort(-grouped, axis=-1)).reshape(z.shape)
 
     def derivative(self, z: Array) -> Array:
