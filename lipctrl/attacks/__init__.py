@@ -1,1 +1,15 @@
 """Adversaries: search over a disturbance set, with the cost counted."""
+
+from lipctrl.attacks.attack import Attack, Context, Cost
+from lipctrl.attacks.blind import NoAttack, RandomVertex, Uniform
+from lipctrl.attacks.mad import MaximalActionDeviation
+
+ATTACKS: dict[str, tuple[type[Attack], str]] = {
+    "none": (NoAttack, "the nominal loop"),
+    "uniform": (Uniform, "uniform noise in the ball"),
+    "vertex": (RandomVertex, "random extreme points of the ball"),
+    "mad": (MaximalActionDeviation, "maximal action deviation by projected gradient with restarts"),
+}
+"""Attack and one-line description by name."""
+
+__all__ = ["ATTACKS", "Attack", "Context", "Cost", "MaximalActionDeviation", "NoAttack", "RandomVertex", "Uniform"]

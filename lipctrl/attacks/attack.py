@@ -1,0 +1,76 @@
+"""Attack: searches a set of perturbations at every step, counts what it spends. One interface, batched."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipctrl.disturb.sets import Ball
+from lipctrl.policy import PlainPolicy, Policy
+
+Array = NDArray[np.float64]
+STEP = 1e-6  # relative step of the central differences for policies without a Jacobian
+
+
+@dataclass
+class Cost:
+    """What a search spent: policy evaluations and Jacobians, counted per observation."""
+
+    evaluations: int = 0
+    jacobians: int = 0
+
+
+@dataclass
+class Context:
+    """What an attack may use at one step of a batch of closed loops.
+
+    The batch holds `len(ball.radius)` rows: every radius with the same `episodes` episodes, so that random draws are
+    common to all radii.
+
+    Attributes:
+        observation: true observations, shape (batch, n).
+        policy: the policy under attack.
+        ball: where the perturbation of each row must lie.
+        episodes: rows per radius.
+        random: generator of the attack.
+        cost: counted up by the attack.
+    """
+
+    observation: Array
+    policy: Policy
+    ball: Ball
+    episodes: int
+    random: np.random.Generator
+    cost: Cost = field(default_factory=Cost)
+
+    def draw(self, kind: Callable[[tuple[int, int]], Array]) -> Array:
+        """Draws of shape (batch, n), equal for all radii of an episode."""
+        rows, n = self.observation.shape
+        return np.tile(kind((self.episodes, n)), (rows // self.episodes, 1))
+
+    def act(self, observation: Array) -> Array:
+        """The deployed policy's actions (batch, m)."""
+        self.cost.evaluations += len(observation)
+        return np.asarray(self.policy.predict(observation, deterministic=True)[0], dtype=np.float64)
+
+    def jacobian(self, observation: Array) -> Array:
+        """Jacobian (batch, m, n): the network's own before clipping, else central differences of `act`."""
+        if isinstance(self.policy, PlainPolicy):
+            self.cost.jacobians += len(observation)
+            return self.policy.net.jacobian(observation, clipped=False)
+        columns = []
+        for j in range(observation.shape[1]):
+            step = np.zeros(observation.shape[1])
+            step[j] = STEP * self.ball.scale[j] * max(1.0, float(np.abs(observation[:, j]).max()))
+            columns.append((self.act(observation + step) - self.act(observation - step)) / (2 * step[j]))
+        return np.stack(columns, axis=-1)
+
+
+class Attack(Protocol):
+    """A search over the ball of a context."""
+
+    def perturb(self, context: Context) -> Array:
+        """A perturbation of each row, shape (batch, n), inside the ball."""
+        ...

@@ -1,0 +1,97 @@
+"""Figures of a report as inline SVG, readable without the text, and the animation of an attacked episode as GIF."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("svg")
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lipctrl.evaluation.rollout import Trace
+from lipctrl.evaluation.summary import Row
+
+matplotlib.rcParams["svg.hashsalt"] = "lipctrl"  # identical bytes for identical figures
+STYLE = {"none": ":", "uniform": "-.", "vertex": "--", "mad": "-"}
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def return_curves(table: Sequence[Row], radius_label: str) -> str:
+    """Return against radius: one line per policy and attack, band = one standard deviation over episodes."""
+    figure = Figure(figsize=(6.4, 4.0))
+    axes = figure.subplots()
+    policies = list(dict.fromkeys(row.policy for row in table))
+    for row_key in dict.fromkeys((row.policy, row.attack) for row in table):
+        policy, attack = row_key
+        if attack == "none":
+            continue
+        own = [row for row in table if (row.policy, row.attack) == row_key]
+        x, mean, std = ([getattr(row, name) for row in own] for name in ("radius", "mean", "std"))
+        colour = f"C{policies.index(policy)}"
+        axes.plot(x, mean, STYLE.get(attack, "-"), color=colour, marker="o", ms=3, label=f"{policy}, {attack}")
+        low, high = np.subtract(mean, std), np.add(mean, std)
+        axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
+    axes.set_xlabel(f"attack radius [{radius_label}]")
+    axes.set_ylabel("return (mean over episodes)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _svg(figure)
+
+
+def deviation_curves(table: Sequence[Row], radius_label: str) -> str:
+    """Largest action deviation found by the strongest attack against the proved bound."""
+    figure = Figure(figsize=(6.4, 4.0))
+    axes = figure.subplots()
+    for k, policy in enumerate(dict.fromkeys(row.policy for row in table)):
+        own = [row for row in table if row.policy == policy]
+        radii = sorted({row.radius for row in own})
+        found = [max(row.deviation for row in own if row.radius == radius) for radius in radii]
+        proved = [next(row.certified for row in own if row.radius == radius) for radius in radii]
+        axes.plot(radii, found, "-o", ms=3, color=f"C{k}", label=f"{policy}: found (witness)")
+        if all(value is not None for value in proved):
+            axes.plot(radii, [float(v or 0) for v in proved], "--", color=f"C{k}", label=f"{policy}: proved bound")
+    axes.set_xlabel(f"attack radius [{radius_label}]")
+    axes.set_ylabel("largest change of the action")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _svg(figure)
+
+
+def trajectories(traces: Sequence[tuple[str, Trace]], names: Sequence[str], action_names: Sequence[str]) -> str:
+    """Observations and actions over time of several runs from the same start, one colour per run."""
+    n, m = len(names), len(action_names)
+    figure = Figure(figsize=(6.4, 1.5 * (n + m)))
+    axes = figure.subplots(n + m, 1, sharex=True, squeeze=False)[:, 0]
+    for k, (label, trace) in enumerate(traces):
+        for i in range(n):
+            axes[i].plot(trace.observations[:, i], color=f"C{k}", lw=1, label=label)
+        for j in range(m):
+            axes[n + j].plot(trace.actions[:, j], color=f"C{k}", lw=1)
+    for axis, name in zip(axes, [*names, *action_names], strict=True):
+        axis.set_ylabel(name, fontsize=8)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    axes[-1].set_xlabel("step")
+    return _svg(figure)
+
+
+def gif(frames: Sequence[NDArray[np.uint8]], frames_per_second: float) -> str:
+    """Frames (height, width, 3) as a base64 GIF for a data URL."""
+    from PIL import Image
+
+    images = [Image.fromarray(frame).quantize(64) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer, format="GIF", save_all=True, append_images=images[1:], duration=1000 / frames_per_second, loop=0
+    )
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,92 @@
+"""The report: one HTML file that opens without a network, and the same content as JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from lipctrl.evaluation.summary import Row, as_json
+from lipctrl.files import write_text
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with a sentence that says how to read it; `svg` or a GIF as base64."""
+
+    caption: str
+    svg: str = ""
+    gif: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is reported of one environment.
+
+    Attributes:
+        title: the environment.
+        verdicts: plain sentences.
+        sensitivity: one mapping per policy: policy, label, lower, upper, method, units, verified.
+        threat: the threat in words; units: what one radius means per observation.
+        exact: one mapping per radius where the worst case is known in closed form.
+        table: all rows.
+    """
+
+    title: str
+    verdicts: Sequence[str]
+    sensitivity: Sequence[Mapping[str, Any]]
+    threat: str
+    units: Sequence[Mapping[str, Any]]
+    unit_radius: float
+    table: Sequence[Row]
+    figures: Sequence[Figure]
+    exact: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def verdict(table: Sequence[Row], policy: str) -> str:
+    """What was found about failures of one policy, in words that do not claim more."""
+    own = [row for row in table if row.policy == policy]
+    steps = sum(round(row.length * row.episodes) for row in own)
+    worst = min(own, key=lambda row: row.mean)
+    nominal = next(row for row in own if row.attack == "none")
+    text = (
+        f"{policy}: nominal return {nominal.mean:.4g}; worst mean return found {worst.mean:.4g} "
+        f"({worst.attack} at radius {worst.radius:g})."
+    )
+    failed = [row for row in own if row.failures]
+    if not failed:
+        return f"{text} No failure found in {steps:,} closed-loop steps of search."
+    first = min(failed, key=lambda row: row.radius)
+    return f"{text} First failure at radius {first.radius:g} ({first.attack}, {first.failures} of {first.episodes})."
+
+
+def write(folder: Path, title: str, sections: Sequence[Section], provenance: Mapping[str, Any]) -> Path:
+    """Write report.html and report.json into a folder and return the path of the page."""
+    template = (resources.files("lipctrl.evaluation") / "report.html").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["number"] = lambda value: "" if value is None else f"{value:.6g}"
+    page = environment.from_string(template).render(title=title, sections=sections, provenance=provenance)
+    write_text(folder / "report.html", page)
+    data = {
+        "title": title,
+        "provenance": dict(provenance),
+        "sections": [
+            {
+                "title": s.title,
+                "verdicts": list(s.verdicts),
+                "sensitivity": [dict(x) for x in s.sensitivity],
+                "threat": s.threat,
+                "units": [dict(x) for x in s.units],
+                "exact": [dict(x) for x in s.exact],
+                "facts": dict(s.facts),
+                "table": as_json(s.table),
+            }
+            for s in sections
+        ],
+    }
+    write_text(folder / "report.json", json.dumps(data, indent=1) + "\n")
+    return folder / "report.html"

@@ -1,0 +1,92 @@
+"""Numbers of an evaluation: one row per policy, attack and radius, with intervals that say what they are over."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import beta
+
+from lipctrl.evaluation.rollout import Rollouts
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy under one attack at one radius, over episodes (not over trainings).
+
+    Attributes:
+        mean, std, worst: of the undiscounted return over episodes.
+        failures: episodes that ended before the time limit; failure_low, failure_high: 95 % Clopper-Pearson interval.
+        deviation: largest |pi(s + d) - pi(s)| met, a witness.
+        certified: proved bound of the same (bound times radius in the certificate's norm), or None.
+        evaluations, jacobians: what the attack spent, for all radii together.
+    """
+
+    policy: str
+    attack: str
+    radius: float
+    episodes: int
+    mean: float
+    std: float
+    worst: float
+    length: float
+    failures: int
+    failure_low: float
+    failure_high: float
+    deviation: float
+    certified: float | None
+    evaluations: int
+    jacobians: int
+
+
+def clopper_pearson(failures: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a failure probability from independent trials (Clopper and Pearson 1934)."""
+    tail = (1 - confidence) / 2
+    low = 0.0 if failures == 0 else float(beta.ppf(tail, failures, trials - failures + 1))
+    high = 1.0 if failures == trials else float(beta.ppf(1 - tail, failures + 1, trials - failures))
+    return low, high
+
+
+def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float | None]) -> list[Row]:
+    """Rows of one policy under one attack; `certified` holds one proved deviation per radius."""
+    result = []
+    for r, radius in enumerate(rollouts.radii):
+        returns, failures = rollouts.returns[r], int(rollouts.terminated[r].sum())
+        low, high = clopper_pearson(failures, len(returns))
+        result.append(
+            Row(
+                policy,
+                attack,
+                float(radius),
+                len(returns),
+                float(returns.mean()),
+                float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
+                float(returns.min()),
+                float(rollouts.lengths[r].mean()),
+                failures,
+                low,
+                high,
+                float(rollouts.deviation[r].max()),
+                certified[r],
+                rollouts.cost.evaluations,
+                rollouts.cost.jacobians,
+            )
+        )
+    return result
+
+
+def certified_deviation(bound: float, norm: str, radius: float, scale: Sequence[float]) -> float:
+    """Proved |pi(s+d) - pi(s)|_2 for d in a ball, from an l2 bound in raw units.
+
+    Args:
+        bound: proved l2 -> l2 constant in raw units.
+        norm: "l2" or "linf" of d / scale. radius: of the ball. scale: raw units per unit of radius, (n,).
+    """
+    s = np.asarray(scale)
+    longest = s.max() if norm == "l2" else np.linalg.norm(s)
+    return float(bound * radius * longest * (1 + 1e-12))
+
+
+def as_json(table: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as JSON objects."""
+    return [asdict(row) for row in table]
