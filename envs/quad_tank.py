@@ -8,7 +8,7 @@ q_i = a_i sqrt(2 g h_i),
     A2 h2' = -q2 + q4 + gamma2 k2 v2          A4 h4' = -q4 + (1 - gamma1) k1 v1 + w2
 
 Ours differs in one point: the square root has an infinite slope at an empty tank, so the outflow is
-a sqrt(2 g) h / (h^2 + e^2)^(1/4) with e = 0.01 cm, which differs by less than 2e-5 above 1 cm.
+a sqrt(2 g) h / (h^2 + e^2)^(1/4) with e = 0.01 cm, which differs relatively by less than 3e-5 above 1 cm.
 """
 
 import casadi as ca
