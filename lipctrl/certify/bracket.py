@@ -1,0 +1,148 @@
+"""[lower, upper]: run every method that applies and report the smallest proved bound with the largest witness."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from lipctrl.certify.certificate import Box, Certificate, Witness
+from lipctrl.certify.eclipse import eclipse_fast
+from lipctrl.certify.lmi import certify_with, own_multipliers
+from lipctrl.certify.loop_form import loop_form
+from lipctrl.certify.product import product_certificate
+from lipctrl.files import UserError
+from lipctrl.nn.plain import PlainNet
+from lipctrl.norms import NormPair
+
+Method = Callable[[PlainNet, NormPair], Certificate | None]
+
+
+def own_certificate(net: PlainNet, norm: NormPair) -> Certificate | None:
+    """The bound that the network's parametrisation proves with its own multipliers; None if it exported none."""
+    if (norm.input, norm.output) != ("l2", "l2"):
+        return None
+    form = loop_form(net, norm)
+    multipliers = own_multipliers(net, form)
+    return None if multipliers is None else certify_with(net, form, multipliers, method="own", norm=norm)
+
+
+GLOBAL: dict[str, Method] = {
+    "product": product_certificate,
+    "own": own_certificate,
+    "eclipse-fast": eclipse_fast,
+}
+ALIASES = {"sandwich": "own"}
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """What is known of a Lipschitz constant: proved from above, attained from below.
+
+    Attributes:
+        upper: the smallest certificate found. lower: the largest witness found.
+        seconds: time of each method that ran.
+        others: the remaining certificates, smallest first.
+        outputs: the same for each output alone (its certificates belong to `output_net(net, i)`), if asked for.
+    """
+
+    upper: Certificate
+    lower: Witness
+    seconds: Mapping[str, float]
+    others: tuple[Certificate, ...] = ()
+    outputs: tuple["Bracket", ...] = field(default=())
+
+    @property
+    def ratio(self) -> float:
+        """upper / lower: 1 is exact."""
+        return self.upper.bound / self.lower.bound if self.lower.bound > 0 else float("inf")
+
+
+def _timed(
+    net: PlainNet, norm: NormPair, method: str, progress: Callable[[str], None] | None
+) -> tuple[list[Certificate], dict[str, float]]:
+    name = ALIASES.get(method, method)
+    if name != "auto" and name not in GLOBAL:
+        raise UserError(f"unknown method {method!r}; known: auto, {', '.join([*GLOBAL, *ALIASES])}")
+    found, seconds = list[Certificate](), dict[str, float]()
+    for key in GLOBAL if name == "auto" else [name]:
+        if progress is not None:
+            progress(key)
+        start = time.perf_counter()
+        certificate = GLOBAL[key](net, norm)
+        seconds[key] = time.perf_counter() - start
+        if certificate is not None:
+            found.append(certificate)
+    return sorted(found, key=lambda c: c.bound), seconds
+
+
+def upper_bounds(
+    net: PlainNet, norm: NormPair | None = None, *, region: Box | None = None, method: str = "auto"
+) -> list[Certificate]:
+    """Every proved bound that was found, smallest first.
+
+    Args:
+        net: the network in raw units.
+        norm: norms and scales; l2 -> l2 in raw units by default.
+        region: where the bound must hold; everywhere by default. A global bound holds on every region.
+        method: "auto" for all that apply, or one name.
+
+    Raises:
+        UserError: unknown method.
+    """
+    return _timed(net, norm or NormPair(), method, None)[0]
+
+
+def output_net(net: PlainNet, output: int) -> PlainNet:
+    """The network of one output alone."""
+    last = {j: block[output : output + 1] for j, block in net.blocks[-1].items()}
+    return replace(
+        net,
+        blocks=(*net.blocks[:-1], last),
+        biases=(*net.biases[:-1], net.biases[-1][output : output + 1]),
+        low=None if net.low is None else net.low[output : output + 1],
+        high=None if net.high is None else net.high[output : output + 1],
+        output_names=net.output_names[output : output + 1],
+    )
+
+
+def certify(
+    net: PlainNet,
+    norm: NormPair | None = None,
+    *,
+    region: Box | None = None,
+    per_output: bool = False,
+    method: str = "auto",
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Bracket:
+    """Bracket the Lipschitz constant of a network.
+
+    Args:
+        net, norm, region, method: as in `upper_bounds`.
+        per_output: also bracket every output alone.
+        seed: of the search for a witness.
+        progress: called with the name of each method before it runs.
+
+    Raises:
+        UserError: the method is unknown or does not apply to this network and these norms.
+    """
+    from lipctrl.certify.lower import lower_bound
+
+    norm = norm or NormPair()
+    found, seconds = _timed(net, norm, method, progress)
+    if not found:
+        raise UserError(f"method {method!r} gives no bound for this network in {norm}")
+    start = time.perf_counter()
+    lower = lower_bound(net, norm, region=region, seed=seed)
+    seconds["lower"] = time.perf_counter() - start
+    outputs = tuple[Bracket, ...]()
+    if per_output:
+        outputs = tuple(
+            certify(output_net(net, i), _of_output(norm, i), region=region, method=method, seed=seed)
+            for i in range(net.output_size)
+        )
+    return Bracket(found[0], lower, seconds, tuple(found[1:]), outputs)
+
+
+def _of_output(norm: NormPair, output: int) -> NormPair:
+    scale = norm.output_scale
+    return norm if scale is None else replace(norm, output_scale=scale[output : output + 1])
