@@ -62,6 +62,8 @@ class Plant:
         found = [self.update.size1_in(i) for i in range(self.update.n_in())]
         if found != sizes:
             raise UserError(f"plant {self.name}: update takes (x, u, w) of sizes {found}, the signals have {sizes}")
+        if self.update.size_out(0) != (sizes[0], 1) or not self.update.sparsity_out(0).is_dense():
+            raise UserError(f"plant {self.name}: update must return a dense column of {sizes[0]} numbers")
         if not self.dt > 0:
             raise UserError(f"plant {self.name}: the sampling time must be positive, found {self.dt}")
         for value, name, size in zip(self.equilibrium, ("state", "input"), sizes, strict=False):
@@ -85,9 +87,11 @@ class Plant:
                     f"plant {self.name}: {name} needs shape ({len(signal)},) or (batch, {len(signal)}), "
                     f"with one batch size for all, found {value.shape}"
                 )
+        if state.ndim == 1:
+            return _evaluate(self.update, state, control, disturbance)
         # CasADi maps over columns
         x_next = self.update(state.T, control.T, disturbance.T)
-        return np.ascontiguousarray(np.asarray(x_next, dtype=np.float64).T).reshape(state.shape)
+        return np.ascontiguousarray(np.asarray(x_next, dtype=np.float64).T)
 
     @cached_property
     def _derivatives(self) -> ca.Function:
@@ -101,6 +105,19 @@ class Plant:
         return a, b, e
 
 
+def _evaluate(function: ca.Function, *arguments: Array) -> Array:
+    """One column through CasADi's buffers: five times faster than a call, which converts every argument."""
+    buffer, evaluate = function.buffer()
+    held = [np.ascontiguousarray(argument) for argument in arguments]
+    result = np.empty(function.size1_out(0))
+    # CasADi's annotations describe the C++ form with a pointer and a size
+    for i, argument in enumerate(held):
+        buffer.set_arg(i, argument.data)  # type: ignore[call-arg]
+    buffer.set_res(0, result.data)  # type: ignore[call-arg]
+    evaluate()
+    return result
+
+
 def symbols(n: int, m: int, d: int) -> tuple[ca.SX, ca.SX, ca.SX]:
     """SX symbols (x, u, w) of the given sizes."""
     return ca.SX.sym("x", n), ca.SX.sym("u", m), ca.SX.sym("w", d)
@@ -109,13 +126,13 @@ def symbols(n: int, m: int, d: int) -> tuple[ca.SX, ca.SX, ca.SX]:
 def discrete(expression: Expression, n: int, m: int, d: int) -> ca.Function:
     """The function (x, u, w) -> x_next of a discrete-time expression."""
     x, u, w = symbols(n, m, d)
-    return ca.Function("update", [x, u, w], [expression(x, u, w)], ["x", "u", "w"], ["x_next"])
+    return ca.Function("update", [x, u, w], [ca.densify(expression(x, u, w))], ["x", "u", "w"], ["x_next"])
 
 
 def continuous(expression: Expression, n: int, m: int, d: int) -> ca.Function:
     """The function (x, u, w) -> dx/dt of a continuous-time expression."""
     x, u, w = symbols(n, m, d)
-    return ca.Function("ode", [x, u, w], [expression(x, u, w)], ["x", "u", "w"], ["dx"])
+    return ca.Function("ode", [x, u, w], [ca.densify(expression(x, u, w))], ["x", "u", "w"], ["dx"])
 
 
 def rk4(ode: ca.Function, dt: float, substeps: int) -> ca.Function:

@@ -1,5 +1,7 @@
 """Plant: steps, exact derivatives, integration order and refusals, on systems with closed-form solutions."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import casadi as ca
@@ -76,6 +78,22 @@ def test_a_batch_steps_like_each_state_alone() -> None:
         np.testing.assert_array_equal(batch, [plant.step(*p) for p in zip(x, u, w, strict=True)])
 
 
+def test_a_constant_component_and_strided_arguments_are_stepped_right() -> None:
+    plant = replace(oscillator(), update=discrete(lambda x, u, w: ca.vertcat(x[1], ca.SX(1, 1)), 2, 1, 1), ode=None)
+    table = np.arange(8.0).reshape(2, 4)
+    np.testing.assert_array_equal(plant.step(table[:, 2], table[0, 3:]), [6.0, 0.0])
+    single = plant.step(np.array([1, 2], dtype=np.int32), [0])
+    np.testing.assert_array_equal(single, [2.0, 0.0])
+
+
+def test_a_plant_can_be_copied_after_use() -> None:
+    plant = oscillator()
+    before = plant.step([1.0, 2.0], [0.5]), plant.linearise([1.0, 2.0], [0.5])[0]
+    for copied in (copy.deepcopy(plant), pickle.loads(pickle.dumps(plant))):
+        np.testing.assert_array_equal(copied.step([1.0, 2.0], [0.5]), before[0])
+        np.testing.assert_array_equal(copied.linearise([1.0, 2.0], [0.5])[0], before[1])
+
+
 @pytest.mark.parametrize(
     ("x", "u", "w", "message"),
     [
@@ -96,6 +114,11 @@ def test_inconsistent_plants_are_refused() -> None:
     plant = oscillator()
     with pytest.raises(UserError, match="update takes"):
         replace(plant, input=plant.state)
+    x, u, w = (ca.SX.sym(name, size) for name, size in (("x", 2), ("u", 1), ("w", 1)))
+    sparse = ca.vertcat(x[0], ca.SX(1, 1))
+    for column in (sparse, ca.vertcat(x, u)):
+        with pytest.raises(UserError, match="dense column of 2 numbers"):
+            replace(plant, update=ca.Function("update", [x, u, w], [column], ["x", "u", "w"], ["x_next"]))
     with pytest.raises(UserError, match="sampling time"):
         replace(plant, dt=0.0)
     with pytest.raises(UserError, match="equilibrium state"):

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from scipy.linalg import solve_discrete_are
 
 import lipctrl.envs
 from lipctrl.envs.base import Array, PlantEnv
@@ -183,6 +184,24 @@ def test_a_batch_of_states_steps_like_each_alone(env: PlantEnv) -> None:
     alone = [env.plant.step(*p) for p in zip(x, u, w, strict=True)]
     np.testing.assert_array_equal(env.plant.step(x, u, w), alone)
     assert env.plant.step(x[:1], u[:1]).shape == (1, x.shape[1])
+
+
+def test_a_saturated_linear_regulator_solves_every_regulation_task(env: PlantEnv) -> None:
+    """The tasks are feasible: from any start, without failure, and far cheaper than one failure."""
+    if env.Q is None or env.R is None or spec_id(env) == "lipctrl/Robot-v0":
+        pytest.skip("not a regulation task: the robot cannot be stabilised by a linear law")
+    x, u = env.plant.equilibrium
+    A, B, _ = env.plant.linearise(x, u)
+    P = solve_discrete_are(A, B, env.Q, env.R)
+    K = np.linalg.solve(env.R + B.T @ P @ B, B.T @ P @ A)
+    limited = gymnasium.make(spec_id(env))
+    for seed in range(5):
+        state, terminated, truncated = limited.reset(seed=seed)[0], False, False
+        while not truncated:
+            state, _, terminated, truncated, _ = limited.step(u - K @ (state - x))
+            assert not terminated
+        scale = np.minimum(1.0, np.subtract(env.plant.state.high, env.plant.state.low))
+        assert np.all(np.abs(state - x) < 0.05 * scale)
 
 
 def test_every_signal_names_its_unit(env: PlantEnv) -> None:

@@ -110,6 +110,23 @@ def test_constant_torque_cannot_lift_the_rod() -> None:
     assert 2.0 * swing == pytest.approx(9.81 / 2 * (1 - np.cos(swing)), abs=0.02)
 
 
+def test_pumping_energy_solves_the_swing_up() -> None:
+    """Push with the motion until the energy is that of upright, then a linear regulator: within the time limit."""
+    env = gymnasium.make("lipctrl/PendulumSwingUp-v0")
+    upright = pendulum.energy(np.zeros(2))
+    for start in ([np.pi, 0.0], [np.pi, 0.5], [2.0, 0.0]):
+        observation, _ = env.reset(options={"state": start})
+        truncated = False
+        while not truncated:
+            x = pendulum.state_of(observation)
+            near = abs(x[0]) < 0.3 and abs(x[1]) < 1.5
+            lift = np.sign(x[1] or 1.0) * np.sign(upright - pendulum.energy(x))
+            torque = -12.0 * x[0] - 3.0 * x[1] if near else 2.0 * lift
+            observation, _, terminated, truncated, _ = env.step([torque])
+            assert not terminated
+        np.testing.assert_allclose(observation, [1.0, 0.0, 0.0], atol=1e-3)
+
+
 def test_swing_up_observation_and_its_inverse() -> None:
     env = gymnasium.make("lipctrl/PendulumSwingUp-v0", damping=0.2).unwrapped
     assert isinstance(env, PlantEnv)
