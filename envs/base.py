@@ -47,12 +47,13 @@ class PlantEnv(gymnasium.Env[Array, Array]):
     """Steps a plant. See the subclasses for tasks.
 
     Attributes:
-        plant: the Plant, for controllers and certificates.
-        stage_cost: function (x, u) -> cost; the reward is minus this value at the state before the step.
-        Q, R: weights if the cost is quadratic, else None.
-        state: current state x, shape (n,).
-        disturbance: w, shape (d,), applied at every step until it is changed; zero after a reset.
-        failure_cost: subtracted from the reward once, when an episode fails.
+        plant: the Plant, for controllers and certificates. stage_cost: function (x, u) -> cost; the reward is minus
+        this value at the state before the step. Q, R: weights if the cost is quadratic, else None. margin: function
+        of the state that is negative in collision, a constraint for controllers; None if there is none. observed:
+        names, units and limits of the observation. observe: function from state (n,) to observation. state_of:
+        function from observation to state (n,), what a state-feedback controller needs. state: current state x, shape
+        (n,). disturbance: w, shape (d,), applied at every step until it is changed; zero after a reset. failure_cost:
+        subtracted from the reward once, when an episode fails.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}
@@ -64,9 +65,10 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         stage_cost: Callable[[Array, Array], float],
         start: Callable[[np.random.Generator], Array],
         failure_cost: float = 0.0,
-        collided: Callable[[Array], bool] = lambda x: False,
+        margin: Callable[[Any], Any] | None = None,
         observed: Signal | None = None,
         observe: Callable[[Array], Array] = np.copy,
+        state_of: Callable[[Array], Array] = np.copy,
         advance: Callable[[Array, Array, Array], Array] | None = None,
     ) -> None:
         """A task on a plant.
@@ -76,15 +78,16 @@ class PlantEnv(gymnasium.Env[Array, Array]):
             stage_cost: function (x, u) -> cost of one step.
             start: draws a start state from a generator.
             failure_cost: cost of failing, charged once.
-            collided: further failure condition on the state.
-            observed, observe: names and limits of the observation, and the function from state to observation;
-                by default the state itself.
+            margin: function of the state, negative in collision, for numbers and CasADi expressions.
+            observed, observe, state_of: names and limits of the observation, the function from state to observation,
+                and its inverse; by default the observation is the state.
             advance: function (x, u, w) -> next state, if not the plant's own update.
         """
         self.plant, self.stage_cost, self.failure_cost = plant, stage_cost, failure_cost
         self.Q: Array | None = stage_cost.Q if isinstance(stage_cost, Quadratic) else None
         self.R: Array | None = stage_cost.R if isinstance(stage_cost, Quadratic) else None
-        self._start, self._collided, self._observe = start, collided, observe
+        self.margin, self.observe, self.state_of = margin, observe, state_of
+        self._start = start
         self._advance = advance or plant.step
         self.observed = observed or plant.state
         self.observation_space = gymnasium.spaces.Box(*_limits(self.observed), dtype=np.float64)
@@ -107,7 +110,7 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         drawn = options["state"] if "state" in options else self._start(self.np_random)
         self.state = _vector("start state", drawn, len(self.plant.state))
         self.disturbance = np.zeros(len(self.plant.disturbance))
-        return self._observe(self.state), {"state": self.state.copy(), "stage_cost": 0.0, "failed": False}
+        return self.observe(self.state), {"state": self.state.copy(), "stage_cost": 0.0, "failed": False}
 
     def step(self, action: ArrayLike) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """Apply an action, clipped to its limits, for one sampling period.
@@ -124,10 +127,10 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         self.state = self._advance(self.state, u, w)
         # written so that NaN fails
         inside = bool(np.all((self._low <= self.state) & (self.state <= self._high)))
-        failed = not inside or self._collided(self.state)
+        failed = not inside or (self.margin is not None and bool(self.margin(self.state) < 0))
         reward = -cost - (self.failure_cost if failed else 0.0)
         info = {"state": self.state.copy(), "stage_cost": cost, "failed": failed}
-        return self._observe(self.state), reward, failed, False, info
+        return self.observe(self.state), reward, failed, False, info
 
 
 def _limits(signal: Signal) -> tuple[Array, Array]:

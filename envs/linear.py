@@ -98,8 +98,8 @@ class DoubleIntegratorEnv(PlantEnv):
     """Double integrator with quadratic cost, the smallest task with a known optimum.
 
     ## Description
-    A unit mass on a line, x+ = A x + B u with A = [[1, 1], [0, 1]], B = (0, 1), one second per step. The optimal policy
-    is u = -K x with K = (0.57917087, 1.54562698) and the optimal cost is x0' P x0.
+    A unit mass on a line by forward Euler with one second per step, x+ = A x + B u with A = [[1, 1], [0, 1]],
+    B = (0, 1). The optimal policy is u = -K x with K = (0.57917087, 1.54562698) and the optimal cost is x0' P x0.
 
     ## Action space
     | index | action | low | high | unit |

@@ -180,4 +180,5 @@ class PendulumSwingUpEnv(PlantEnv):
             start=uniform_start((-np.pi, -1.0), (np.pi, 1.0)),
             observed=Signal(names, (-1.0, -1.0, -100.0), (1.0, 1.0, 100.0)),
             observe=observe,
+            state_of=state_of,
         )

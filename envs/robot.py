@@ -108,7 +108,8 @@ class RobotEnv(PlantEnv):
             stage_cost=Quadratic(np.diag([1.0, 1.0, 0.0]), 0.0005 * np.eye(2), *plant.equilibrium),
             start=uniform_start((-2.5, -1.0, -np.pi), (-1.5, 1.0, np.pi)),
             failure_cost=1000.0,
-            collided=lambda x: bool(obstacle_margin(x) < 0),
+            margin=obstacle_margin,
             observed=Signal(names, (-ARENA, -ARENA, -1.0, -1.0), (ARENA, ARENA, 1.0, 1.0)),
             observe=observe,
+            state_of=state_of,
         )

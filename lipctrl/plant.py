@@ -80,27 +80,35 @@ class Plant:
         """
         state, control = np.asarray(x, np.float64), np.asarray(u, np.float64)
         disturbance = np.zeros((*state.shape[:-1], len(self.disturbance))) if w is None else np.asarray(w, np.float64)
-        expected = (("x", state, self.state), ("u", control, self.input), ("w", disturbance, self.disturbance))
-        for name, value, signal in expected:
-            if value.shape != (*state.shape[:-1], len(signal)) or value.ndim > 2:
-                raise UserError(
-                    f"plant {self.name}: {name} needs shape ({len(signal)},) or (batch, {len(signal)}), "
-                    f"with one batch size for all, found {value.shape}"
-                )
+        if state.ndim > 2:
+            raise UserError(f"plant {self.name}: x needs shape (n,) or (batch, n), found {state.shape}")
+        self._check(state.shape[:-1], x=state, u=control, w=disturbance)
         if state.ndim == 1:
             return _evaluate(self.update, state, control, disturbance)
         # CasADi maps over columns
         x_next = self.update(state.T, control.T, disturbance.T)
         return np.ascontiguousarray(np.asarray(x_next, dtype=np.float64).T)
 
+    def _check(self, batch: tuple[int, ...], **values: Array) -> None:
+        signals = {"x": self.state, "u": self.input, "w": self.disturbance}
+        for name, value in values.items():
+            shape = (*batch, len(signals[name]))
+            if value.shape != shape:
+                raise UserError(f"plant {self.name}: {name} needs shape {shape}, found {value.shape}")
+
     @cached_property
     def _derivatives(self) -> ca.Function:
         return self.update.factory("linearise", ["x", "u", "w"], ["jac:x_next:x", "jac:x_next:u", "jac:x_next:w"])
 
     def linearise(self, x: ArrayLike, u: ArrayLike) -> tuple[Array, Array, Array]:
-        """(A, B, E): exact derivatives of `update` with respect to x, u and w at (x, u, 0)."""
-        w = np.zeros(len(self.disturbance))
-        parts = self._derivatives(np.asarray(x, np.float64), np.asarray(u, np.float64), w)
+        """(A, B, E): exact derivatives of `update` with respect to x (n,), u (m,) and w at (x, u, 0).
+
+        Raises:
+            UserError: a size does not match.
+        """
+        state, control = np.asarray(x, np.float64), np.asarray(u, np.float64)
+        self._check((), x=state, u=control)
+        parts = self._derivatives(state, control, np.zeros(len(self.disturbance)))
         a, b, e = (np.asarray(part, dtype=np.float64) for part in parts)
         return a, b, e
 

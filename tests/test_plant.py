@@ -110,6 +110,12 @@ def test_wrong_shapes_are_refused(x: np.ndarray, u: np.ndarray, w: np.ndarray | 
         oscillator().step(x, u, w)
 
 
+@pytest.mark.parametrize(("x", "u", "message"), [([0.0], [0.0], "x needs"), ([0.0, 0.0], 0.0, "u needs")])
+def test_linearising_refuses_what_casadi_would_broadcast(x: object, u: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        oscillator().linearise(x, u)  # type: ignore[arg-type]
+
+
 def test_inconsistent_plants_are_refused() -> None:
     plant = oscillator()
     with pytest.raises(UserError, match="update takes"):
