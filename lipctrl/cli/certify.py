@@ -1,0 +1,148 @@
+"""`lipctrl certify`: what is proved about a network, and what is attained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lipctrl.certify.bracket import Bracket, certify
+from lipctrl.certify.certificate import Box, Certificate
+from lipctrl.cli.loading import KINDS, load_network
+from lipctrl.cli.progress import CONSOLE
+from lipctrl.config import parse
+from lipctrl.files import RequirementFailed, UserError
+from lipctrl.nn.plain import PlainNet
+from lipctrl.norms import Norm, NormPair
+
+
+@dataclass(frozen=True)
+class CertifySettings:
+    """Settings of `lipctrl certify`."""
+
+    network: tyro.conf.Positional[str] = ""
+    """A run folder, a .npz network, a Stable-Baselines3 .zip with an MLP policy, or an ONNX MLP."""
+    norm: Norm = "l2"
+    """Norm of inputs and outputs."""
+    normalised: bool = False
+    """Measure inputs in standard deviations of the training observations instead of raw units."""
+    region: str | None = None
+    """Box of inputs in raw units, "LOW:HIGH" per input separated by commas, for example -1:1,-0.5:0.5."""
+    per_output: bool = False
+    """Also print the bound of each output alone."""
+    method: str = "auto"
+    """Method of the upper bound; auto takes the smallest of all that apply."""
+    require: float | None = None
+    """Exit with status 3 if the proved bound is larger than this."""
+    check: str | None = None
+    """Check this certificate file against the network instead of computing one."""
+    seed: int = 0
+    """Seed of the search for the lower bound."""
+    out: str | None = None
+    """Where to save the certificate; by default certificate.json in a run folder, else beside the network."""
+
+    def __post_init__(self) -> None:
+        if self.require is not None and not self.require >= 0:
+            raise ValueError(f"require must not be negative, found {self.require}")
+
+
+def parse_region(text: str, net: PlainNet) -> Box:
+    """A box from "LOW:HIGH,LOW:HIGH,...".
+
+    Raises:
+        UserError: not of that form, or not one interval per input.
+    """
+    try:
+        pairs = [tuple(float(x) for x in part.split(":")) for part in text.split(",")]
+        lows, highs = zip(*pairs, strict=True)
+    except ValueError as error:
+        raise UserError(f"a region is LOW:HIGH per input separated by commas; found {text!r}") from error
+    if len(lows) != net.input_size:
+        raise UserError(f"the region has {len(lows)} intervals; the network has {net.input_size} inputs")
+    return Box(lows, highs)
+
+
+def show(title: str, bracket: Bracket, net: PlainNet) -> None:
+    """Print a bracket: lower (witness), upper (proved), ratio, methods, times, units."""
+    upper, lower = bracket.upper, bracket.lower
+    console = Console()
+    console.print(f"[bold]{title}[/bold]  sha256 {net.sha256()[:12]}")
+    region = (
+        "everywhere" if upper.region is None else f"on {list(zip(upper.region.low, upper.region.high, strict=True))}"
+    )
+    console.print(f"Lipschitz constant, {upper.norm}, {region}:")
+    console.print(f"  [bold]\\[{lower.bound:.6g}, {upper.bound:.6g}][/bold]  ratio {bracket.ratio:.4f}")
+    table = Table("method", "bound", "label", "seconds")
+    proved = {certificate.method: certificate.bound for certificate in (upper, *bracket.others)}
+    for name, seconds in bracket.seconds.items():
+        if name in proved:
+            table.add_row(name, f"{proved[name]:.6g}", "proved", f"{seconds:.3f}")
+    table.add_row(lower.method, f"{lower.bound:.6g}", "witness", f"{bracket.seconds['lower']:.3f}")
+    console.print(table)
+    if upper.execution_error is not None:
+        console.print(f"float64 execution adds at most {upper.execution_error:.3g} to a difference of outputs")
+    if upper.norm.input_scale is None and upper.norm.output_scale is None:
+        if net.input_names:
+            console.print(f"inputs: {', '.join(net.input_names)}; outputs: {', '.join(net.output_names)}")
+    elif net.input_scale is not None:
+        console.print(f"one input unit is: {', '.join(f'{s:.4g}' for s in net.input_scale)}")
+
+
+def check_certificate(path: Path, net: PlainNet) -> None:
+    """Verify a certificate file.
+
+    Raises:
+        UserError: not a certificate, or of other weights. RequirementFailed: the proof does not hold.
+    """
+    certificate = Certificate.load(path)
+    if certificate.weights_sha256 != net.sha256():
+        raise UserError(
+            f"{path} was made for the weights {certificate.weights_sha256[:12]}; the network has {net.sha256()[:12]}"
+        )
+    if not certificate.verify(net):
+        raise RequirementFailed(f"{path}: the proof of the bound {certificate.bound:.6g} does not hold")
+    print(f"verified: {certificate.norm} bound {certificate.bound:.10g} ({certificate.method})")
+
+
+def default_path(network: Path) -> Path:
+    """Where the certificate of a network goes."""
+    return network / "certificate.json" if network.is_dir() else network.with_suffix(".certificate.json")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    settings = parse(
+        CertifySettings(),
+        group="certify",
+        prog="lipctrl certify",
+        description=f"Bracket the Lipschitz constant of a network ({KINDS}) between a witnessed lower and a proved "
+        "upper bound, and save the certificate.",
+        args=arguments,
+    )
+    if not settings.network:
+        raise UserError("certify needs a network: lipctrl certify NETWORK")
+    path = Path(settings.network)
+    net = load_network(path)
+    if settings.check is not None:
+        check_certificate(Path(settings.check), net)
+        return
+    if settings.normalised and net.input_scale is None:
+        raise UserError(f"{path} does not say how its observations were normalised; leave out --normalised")
+    scale = tuple(float(s) for s in net.input_scale) if settings.normalised and net.input_scale is not None else None
+    norm = NormPair(settings.norm, settings.norm, input_scale=scale)
+    region = None if settings.region is None else parse_region(settings.region, net)
+    with CONSOLE.status("certifying"):
+        bracket = certify(
+            net, norm, region=region, per_output=settings.per_output, method=settings.method, seed=settings.seed
+        )
+    show(str(path), bracket, net)
+    for k, one in enumerate(bracket.outputs):
+        name = net.output_names[k] if net.output_names else f"output {k}"
+        print(f"  {name}: [{one.lower.bound:.6g}, {one.upper.bound:.6g}] ({one.upper.method})")
+    target = Path(settings.out) if settings.out else default_path(path)
+    bracket.upper.save(target)
+    print(f"certificate: {target}")
+    if settings.require is not None and bracket.upper.bound > settings.require:
+        raise RequirementFailed(f"the proved bound {bracket.upper.bound:.6g} is larger than {settings.require:g}")

@@ -1,0 +1,93 @@
+"""`lipctrl demos collect`: record an expert in an environment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipctrl.cli.experts import lqr_expert, make_env
+from lipctrl.cli.loading import load_network
+from lipctrl.cli.progress import bar
+from lipctrl.config import parse
+from lipctrl.demos.collect import record
+from lipctrl.demos.demonstrations import Demonstrations
+from lipctrl.files import UserError
+from lipctrl.policy import PlainPolicy
+from lipctrl.runs import package_versions
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """Settings of `lipctrl demos collect`."""
+
+    env: str = "lipctrl/DoubleIntegrator-v0"
+    """Gymnasium id of the environment."""
+    expert: str = "lqr"
+    """"lqr" (from the environment's own linearisation), or the path of a policy (run folder or network file)."""
+    episodes: int = 20
+    """Number of episodes."""
+    dither: float = 0.1
+    """Standard deviation of the noise added to the expert's action, in the action's raw unit."""
+    max_steps: int | None = None
+    """Truncate episodes after this many steps; none: the environment's own time limit."""
+    seed: int = 0
+    """Seed of start states and dither."""
+    out: str | None = None
+    """File to write (.npz); by default demos-<environment>-s<seed>.npz in the current folder."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, found {self.episodes}")
+        if not self.dither >= 0:
+            raise ValueError(f"dither must not be negative, found {self.dither}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, found {self.max_steps}")
+
+
+def collect_demonstrations(settings: CollectSettings) -> Demonstrations:
+    """Record what the settings say."""
+    env = make_env(settings.env)
+    if settings.expert == "lqr":
+        expert = lqr_expert(env)
+        policy, description = expert.policy, expert.description
+    else:
+        policy = PlainPolicy(load_network(Path(settings.expert)))
+        description = f"policy {settings.expert}, sha256 {policy.net.sha256()[:12]}"
+        sizes = (policy.net.input_size,), (policy.net.output_size,)
+        if sizes != (env.observation_space.shape, env.action_space.shape):
+            raise UserError(
+                f"the expert maps {sizes[0]} observations to {sizes[1]} actions; {settings.env} has "
+                f"{env.observation_space.shape} and {env.action_space.shape}"
+            )
+    with bar(f"demonstrations, {settings.env}", settings.episodes) as advance:
+        demos = record(
+            env,
+            policy,
+            expert=description,
+            episodes=settings.episodes,
+            dither=settings.dither,
+            seed=settings.seed,
+            max_steps=settings.max_steps,
+            versions=package_versions(),
+            progress=lambda _: advance(),
+        )
+    env.close()
+    return demos
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    settings = parse(
+        CollectSettings(),
+        group="demos",
+        prog="lipctrl demos collect",
+        description="Record an expert in an environment, with dither, into one documented file.",
+        args=arguments,
+    )
+    name = settings.env.split("/")[-1]
+    path = Path(settings.out or f"demos-{name}-s{settings.seed}.npz")
+    if path.exists():
+        raise UserError(f"output file {path} exists; choose another --out or remove it")
+    demos = collect_demonstrations(settings)
+    demos.save(path)
+    steps = int(demos.lengths.sum())
+    print(f"{path}: {len(demos.lengths)} episodes, {steps} steps, mean return {demos.returns.mean():.6g}")

@@ -1,0 +1,133 @@
+"""`lipctrl evaluate`: closed loops under attack over a grid of radii, with a report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from lipctrl.attacks import ATTACKS
+from lipctrl.attacks.threat import Threat
+from lipctrl.certify.bracket import certify
+from lipctrl.cli.experts import lqr_expert, make_env, signal_names
+from lipctrl.cli.loading import load_network
+from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate
+from lipctrl.config import nearest, parse
+from lipctrl.evaluation.report import Section, write
+from lipctrl.files import RequirementFailed, UserError
+from lipctrl.nn.plain import PlainNet
+from lipctrl.runs import Run, package_versions
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Settings of `lipctrl evaluate`."""
+
+    policies: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Policies: run folders, network files, or "lqr" for the environment's LQR expert."""
+    env: str = "lipctrl/DoubleIntegrator-v0"
+    """Gymnasium id of the environment."""
+    threat: str = "observation:l2:raw"
+    """CHANNEL:NORM:UNITS; norm l2 or linf, units raw or normalised (by the training data's standard deviations)."""
+    radii: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
+    """Radii of the attack, in the threat's units."""
+    attacks: tuple[str, ...] = ("none", "vertex", "mad")
+    """Attacks, see `lipctrl list`."""
+    episodes: int = 10
+    """Episodes per policy, attack and radius, with the same seeds for all."""
+    require: float | None = None
+    """Exit with status 3 if the worst mean return found for the first policy is below this."""
+    seed: int = 0
+    """Seed of start states and attacks."""
+    out: str | None = None
+    """Run folder for report.html and report.json; by default the first free runs/evaluate-<environment>-<k>."""
+
+    def __post_init__(self) -> None:
+        for attack in self.attacks:
+            if attack not in ATTACKS:
+                raise ValueError(str(nearest(attack, ATTACKS, "attack")))
+        if self.episodes < 1 or not self.radii or not self.attacks:
+            raise ValueError("evaluation needs at least one episode, one radius and one attack")
+        if not all(np.isfinite(r) and r >= 0 for r in self.radii):
+            raise ValueError(f"radii must be finite and not negative, found {self.radii}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    settings = parse(
+        EvaluateSettings(),
+        group="evaluate",
+        prog="lipctrl evaluate",
+        description="Run policies in closed loop under attack, every radius with the same seeds, and write a report.",
+        args=arguments,
+    )
+    if not settings.policies:
+        raise UserError("evaluate needs a policy: lipctrl evaluate POLICY [POLICY ...]")
+    env = make_env(settings.env)
+    expert = lqr_expert(env) if "lqr" in settings.policies else None
+    contenders = []
+    for name in settings.policies:
+        net = expert.policy.net if name == "lqr" and expert is not None else load_network(Path(name))
+        if (net.input_size,) != env.observation_space.shape or (net.output_size,) != env.action_space.shape:
+            raise UserError(
+                f"{name} maps {net.input_size} observations to {net.output_size} actions; {settings.env} has "
+                f"{env.observation_space.shape} and {env.action_space.shape}"
+            )
+        contenders.append(contender("expert" if name == "lqr" else name, net, env_names=signal_names(env)))
+    run = Run.create(settings.out, f"evaluate-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
+    scale = next((c.net.input_scale for c in contenders if c.net.input_scale is not None), None)
+    deviation = scale if scale is not None else deviation_of(contenders[0].net, env)
+    threat = Threat.parse(settings.threat, deviation, signal_names(env)[0])
+    plan = Plan(settings.env, threat, settings.radii, settings.attacks, settings.episodes, settings.seed)
+    section = evaluate(plan, contenders, expert=expert, animate=True, facts={})
+    page = write(run.path, f"lipctrl evaluate, {settings.env}", [section], provenance(settings.seed))
+    run.finish()
+    show(section)
+    print(f"report: {page}")
+    worst = min(row.mean for row in section.table if row.policy == contenders[0].name)
+    if settings.require is not None and worst < settings.require:
+        raise RequirementFailed(f"the worst mean return found is {worst:.6g}, below {settings.require:g}")
+
+
+def contender(name: str, net: PlainNet, *, env_names: tuple[tuple[str, ...], tuple[str, ...]]) -> Contender:
+    """A policy with its bracket in raw units; signal names are filled in from the environment where missing."""
+    if not net.input_names:
+        net = replace(net, input_names=env_names[0], output_names=env_names[1])
+    return Contender(name, net, certify(net))
+
+
+def provenance(seed: int) -> dict[str, str]:
+    """What a report says of its making."""
+    return {"seed": str(seed), **{f"version of {name}": value for name, value in package_versions().items()}}
+
+
+def show(section: Section) -> None:
+    """Print sensitivity, the closed-form comparison and the headline numbers of a section."""
+    console = Console()
+    table = Table("policy", "Lipschitz [lower, upper]", "method", title=f"{section.title}: sensitivity")
+    for x in section.sensitivity:
+        table.add_row(x["policy"], f"[{x['lower']:.5g}, {x['upper']:.5g}]".replace("[", "\\["), x["method"])
+    console.print(table)
+    table = Table("policy", "attack", "radius", "mean return", "worst", "failures", "action change: found", "proved")
+    for row in section.table:
+        table.add_row(
+            row.policy,
+            row.attack,
+            f"{row.radius:g}",
+            f"{row.mean:.6g}",
+            f"{row.worst:.6g}",
+            f"{row.failures}/{row.episodes}",
+            f"{row.deviation:.4g}",
+            "" if row.certified is None else f"{row.certified:.4g}",
+        )
+    console.print(table)
+    if section.exact:
+        table = Table("radius", "extra cost found", "closed form", "found / closed form", title="LQR expert under MAD")
+        for x in section.exact:
+            table.add_row(f"{x['radius']:g}", f"{x['found']:.9g}", f"{x['exact']:.9g}", f"{x['ratio']:.9f}")
+        console.print(table)
+    for line in section.verdicts:
+        console.print(f"  {line}", highlight=False)

@@ -1,0 +1,96 @@
+"""Experts, environments and names by what the command line calls them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+import lipctrl.envs  # noqa: F401  # registers the environments
+from lipctrl.config import nearest
+from lipctrl.envs.base import PlantEnv
+from lipctrl.envs.mujoco_tasks.linearise import linearise
+from lipctrl.files import UserError
+from lipctrl.mpc.lqr import LqrSolution, lqr
+from lipctrl.policy import PlainPolicy, linear_policy
+
+Array = NDArray[np.float64]
+Env = gymnasium.Env[Any, Any]
+
+NAMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "InvertedPendulum-v5": (
+        ("cart position [m]", "pole angle [rad]", "cart velocity [m/s]", "pole rate [rad/s]"),
+        ("motor command [-]",),
+    ),
+}
+# State and input weights of LQR experts for tasks that do not declare a quadratic cost.
+WEIGHTS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "InvertedPendulum-v5": ((1.0, 10.0, 0.1, 0.1), (1.0,)),
+}
+
+
+def make_env(env_id: str, **arguments: Any) -> Env:
+    """Make an environment by its gymnasium id.
+
+    Raises:
+        UserError: no such environment (names the nearest), or its spaces are not boxes of one axis.
+    """
+    if env_id not in gymnasium.registry:
+        raise nearest(env_id, gymnasium.registry, "environment")
+    env: Env = gymnasium.make(env_id, **arguments)
+    for name, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+            raise UserError(f"{env_id} has {name} in {space}; lipctrl needs a box of one axis")
+    return env
+
+
+def signal_names(env: Env) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names with units of observations and actions."""
+    inner = env.unwrapped
+    if isinstance(inner, PlantEnv):
+        return inner.observed.names, inner.plant.input.names
+    assert env.spec is not None and env.observation_space.shape and env.action_space.shape
+    if env.spec.id in NAMES:
+        return NAMES[env.spec.id]
+    observations = tuple(f"observation {i} [-]" for i in range(env.observation_space.shape[0]))
+    return observations, tuple(f"action {i} [-]" for i in range(env.action_space.shape[0]))
+
+
+@dataclass(frozen=True)
+class Expert:
+    """An LQR expert: the policy, what it is, and the Riccati solution behind it."""
+
+    policy: PlainPolicy
+    description: str
+    solution: LqrSolution
+    exact: bool
+    """Whether the plant is linear and the cost quadratic, so that the solution is optimal for the task itself."""
+
+
+def lqr_expert(env: Env) -> Expert:
+    """LQR of the environment's own linearisation at its equilibrium.
+
+    Raises:
+        UserError: the environment declares neither a quadratic cost nor weights for this.
+    """
+    inner, space = env.unwrapped, env.action_space
+    assert env.spec is not None and isinstance(space, gymnasium.spaces.Box)
+    if isinstance(inner, PlantEnv) and inner.Q is not None and inner.R is not None:
+        a, b, _ = inner.plant.linearise(*inner.plant.equilibrium)
+        x, u = inner.plant.equilibrium
+        if np.any(x) or np.any(u):
+            raise UserError(f"the LQR expert regulates to the origin; {env.spec.id} has its equilibrium at {x}")
+        weights, source = (inner.Q, inner.R), "its plant"
+    elif env.spec.id in WEIGHTS:
+        a, b = linearise(env)
+        weights = tuple(np.diag(w) for w in WEIGHTS[env.spec.id])  # type: ignore[assignment]  # two of two
+        source = "MuJoCo's finite-difference linearisation (mjd_transitionFD)"
+    else:
+        raise UserError(f"no LQR expert for {env.spec.id}: it declares neither a quadratic cost nor weights")
+    solution = lqr(a, b, *weights)
+    policy = linear_policy(solution.K, space.low.astype(np.float64), space.high.astype(np.float64))
+    gains = ", ".join(f"{k:.5g}" for k in solution.K.ravel())
+    exact = isinstance(inner, PlantEnv) and inner.plant.ode is None
+    return Expert(policy, f"LQR from {source}, K = ({gains})", solution, exact)

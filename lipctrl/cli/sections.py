@@ -1,0 +1,175 @@
+"""From policies, attacks and radii to one section of a report; shared by `evaluate` and `quickstart`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipctrl.attacks import ATTACKS
+from lipctrl.attacks.oracle import lqr_extra_cost
+from lipctrl.attacks.threat import Threat
+from lipctrl.certify.bracket import Bracket
+from lipctrl.cli.animate import animation
+from lipctrl.cli.experts import Env, Expert, make_env
+from lipctrl.cli.progress import bar
+from lipctrl.evaluation.plots import deviation_curves, return_curves, trajectories
+from lipctrl.evaluation.report import Figure, Section, verdict
+from lipctrl.evaluation.rollout import Loops, Rollouts, Trace
+from lipctrl.evaluation.summary import Row, certified_deviation, rows
+from lipctrl.nn.plain import PlainNet
+from lipctrl.policy import PlainPolicy
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy under evaluation, with what is known of its sensitivity."""
+
+    name: str
+    net: PlainNet
+    bracket: Bracket
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: one environment, one threat, every policy under every attack at every radius."""
+
+    env_id: str
+    threat: Threat
+    radii: tuple[float, ...]
+    attacks: tuple[str, ...]
+    episodes: int
+    seed: int
+
+
+def evaluate(
+    plan: Plan, contenders: Sequence[Contender], *, expert: Expert | None, animate: bool, facts: Mapping[str, Any]
+) -> Section:
+    """Run the plan and write what came out as a section.
+
+    Args:
+        expert: of the contender named "expert", for the closed-form worst case on a linear plant; or None.
+        animate: add an animation of the first contender under the last attack where the task can be rendered.
+        facts: further lines for the report.
+    """
+    loops = Loops(lambda: make_env(plan.env_id), len(plan.radii) * plan.episodes)
+    names = plan.threat.names
+    results: dict[tuple[str, str], Rollouts] = {}
+    limit = loops.envs[0].spec.max_episode_steps if loops.envs[0].spec is not None else None
+    for contender in contenders:
+        for attack in plan.attacks:
+            with bar(f"{contender.name} under {attack}", limit or 1000) as advance:
+                results[contender.name, attack] = loops.run(
+                    PlainPolicy(contender.net),
+                    ATTACKS[attack][0](),
+                    plan.threat,
+                    plan.radii,
+                    episodes=plan.episodes,
+                    seed=plan.seed,
+                    progress=advance,
+                )
+    table = [row for contender in contenders for row in _rows(plan, contender, results)]
+    exact = _exact(plan, results, expert) if expert is not None and expert.exact and "mad" in plan.attacks else []
+    unit = plan.threat.units
+    figures = [
+        Figure(
+            "Return against attack radius. Higher is better; the band is one standard deviation over episodes.",
+            return_curves(table, unit),
+        ),
+        Figure(
+            "Largest change of the action that an attack caused (witness), below what is proved for the policy.",
+            deviation_curves(table, unit),
+        ),
+        Figure(
+            _trajectory_caption(plan),
+            trajectories(_traces(plan, contenders, results), names, contenders[0].net.output_names),
+        ),
+    ]
+    if animate:
+        trace = results[contenders[0].name, plan.attacks[-1]].traces[_shown(plan)]
+        frames = animation(plan.env_id, trace)
+        if frames is not None:
+            figures.append(
+                Figure(
+                    f"{contenders[0].name} under {plan.attacks[-1]} at radius {plan.radii[_shown(plan)]:g}.", gif=frames
+                )
+            )
+    return Section(
+        title=plan.env_id,
+        verdicts=[verdict(table, contender.name) for contender in contenders],
+        sensitivity=[_sensitivity(contender) for contender in contenders],
+        threat=plan.threat.sentence(),
+        units=plan.threat.table(plan.radii[-1]),
+        unit_radius=plan.radii[-1],
+        table=table,
+        figures=figures,
+        exact=exact,
+        facts=facts,
+    )
+
+
+def _rows(plan: Plan, contender: Contender, results: Mapping[tuple[str, str], Rollouts]) -> list[Row]:
+    scale = plan.threat.ball(np.zeros(1)).scale
+    bound = contender.bracket.upper.bound
+    proved = [certified_deviation(bound, plan.threat.norm, radius, scale) for radius in plan.radii]
+    return [
+        row for attack in plan.attacks for row in rows(contender.name, attack, results[contender.name, attack], proved)
+    ]
+
+
+def _exact(plan: Plan, results: Mapping[tuple[str, str], Rollouts], expert: Expert) -> list[dict[str, float]]:
+    """Extra cost that the attack on the LQR expert found, against the closed form, per radius."""
+    solution, rollouts = expert.solution, results["expert", "mad"]
+    terminal = np.einsum("rei,ij,rej->re", rollouts.final, solution.P, rollouts.final)
+    extra = (terminal - rollouts.returns) - (terminal - rollouts.returns)[:1]
+    scale, steps = plan.threat.ball(np.zeros(1)).scale, int(rollouts.lengths.max())
+    lines = []
+    for r, radius in enumerate(plan.radii):
+        if radius == 0:
+            continue
+        best = lqr_extra_cost(solution.K, solution.S, norm=plan.threat.norm, radius=radius, scale=scale, steps=steps)
+        found = float(extra[r].max())
+        lines.append({"radius": radius, "found": found, "exact": best, "ratio": found / best})
+    return lines
+
+
+def _shown(plan: Plan) -> int:
+    """Index of the radius whose trajectories are drawn: the middle one."""
+    return len(plan.radii) // 2
+
+
+def _traces(
+    plan: Plan, contenders: Sequence[Contender], results: Mapping[tuple[str, str], Rollouts]
+) -> list[tuple[str, Trace]]:
+    strongest = plan.attacks[-1]
+    chosen = [(f"{c.name}, {strongest}", results[c.name, strongest].traces[_shown(plan)]) for c in contenders]
+    nominal = results[contenders[0].name, strongest].traces[0]
+    return [(f"{contenders[0].name}, nominal", nominal), *chosen]
+
+
+def _trajectory_caption(plan: Plan) -> str:
+    return f"The first episode at radius {plan.radii[_shown(plan)]:g}, same start; true states, not what was seen."
+
+
+def _sensitivity(contender: Contender) -> dict[str, Any]:
+    upper, lower = contender.bracket.upper, contender.bracket.lower
+    return {
+        "policy": contender.name,
+        "lower": lower.bound,
+        "upper": upper.bound,
+        "ratio": contender.bracket.ratio,
+        "method": upper.method,
+        "norm": str(upper.norm),
+        "verified": upper.verify(contender.net),
+        "lower_method": lower.method,
+        "weights_sha256": upper.weights_sha256,
+    }
+
+
+def deviation_of(net: PlainNet, env: Env) -> Array:
+    """Standard deviation of each observation that defines normalised units: from the training data, else one."""
+    assert env.observation_space.shape
+    return net.input_scale if net.input_scale is not None else np.ones(env.observation_space.shape[0])

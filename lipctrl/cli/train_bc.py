@@ -1,0 +1,127 @@
+"""`lipctrl train bc`: Lipschitz behaviour cloning into a run folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from lipctrl.agents.bc import BC, BCSettings, build, load
+from lipctrl.cli.experts import make_env, signal_names
+from lipctrl.cli.progress import bar
+from lipctrl.config import parse, read_config, updated
+from lipctrl.demos.demonstrations import Demonstrations, check_environment
+from lipctrl.files import UserError, write_atomically
+from lipctrl.runs import Run, write_metrics
+
+
+@dataclass(frozen=True)
+class TrainSettings(BCSettings):
+    """Settings of `lipctrl train bc`."""
+
+    out: str | None = None
+    """Run folder; by default the first free runs/bc-<environment>-<k>."""
+    resume: str | None = None
+    """Run folder of an interrupted run to go on with; all other settings are read from it."""
+
+
+class _Checkpoint(BaseCallback):
+    """Advances a bar every step and writes a checkpoint at every logged row."""
+
+    def __init__(self, folder: Path, interval: int, advance: Any) -> None:
+        super().__init__()
+        self.folder, self.interval, self.advance = folder, interval, advance
+
+    def _on_step(self) -> bool:
+        self.advance()
+        if self.num_timesteps % self.interval == 0:
+            save(self.model, self.folder)  # type: ignore[arg-type]  # the model is the BC that called
+        return True
+
+
+def save(agent: BC, folder: Path) -> None:
+    """Write checkpoint and metrics."""
+    write_atomically(folder / "model.zip", lambda stream: agent.save(stream))  # type: ignore[arg-type]  # a binary file
+    if agent.history:
+        write_metrics(folder / "metrics.csv", agent.history)
+
+
+def train(agent: BC, settings: BCSettings, folder: Path, *, resumed: bool = False) -> None:
+    """Train to the end, with checkpoints; then write the checkpoint, the metrics and the plain network."""
+    done = agent.num_timesteps if resumed else 0
+    with bar(f"cloning, {settings.env}", settings.updates - done) as advance:
+        agent.learn(
+            settings.updates,
+            callback=_Checkpoint(folder, settings.log_interval, advance),
+            log_interval=settings.log_interval,
+            reset_num_timesteps=not resumed,
+        )
+    save(agent, folder)
+    env = make_env(settings.env)
+    inputs, outputs = signal_names(env)
+    agent.policy.to_plain(input_names=inputs, output_names=outputs).save(folder / "policy.npz")
+
+
+def prepare(settings: BCSettings, demos: Demonstrations) -> BC:
+    """The agent of these settings for these demonstrations, after checking that they fit."""
+    env = make_env(settings.env)
+    assert env.observation_space.shape and env.action_space.shape
+    check_environment(demos, settings.env, env.observation_space.shape[0], env.action_space.shape[0])
+    return build(settings, env, demos)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    settings = parse(
+        TrainSettings(),
+        group="bc",
+        prog="lipctrl train bc",
+        description="Train a policy of bounded sensitivity on demonstrations. Writes model.zip, policy.npz (the plain "
+        "network), metrics.csv and settings.yaml into a run folder.",
+        args=arguments,
+    )
+    if settings.resume is not None:
+        resume(Path(settings.resume))
+        return
+    if not settings.demos:
+        raise UserError("training needs demonstrations: --demos FILE (record some with `lipctrl demos collect`)")
+    demos = Demonstrations.load(Path(settings.demos))
+    agent = prepare(settings, demos)
+    run = Run.create(settings.out, f"bc-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
+    run.record["demos_sha256"] = demos.sha256()
+    _finish(run, agent, settings, resumed=False)
+
+
+def resume(path: Path) -> None:
+    """Go on with an interrupted run.
+
+    Raises:
+        UserError: not a run folder, already finished, or its demonstrations changed.
+    """
+    run = Run.open(path)
+    if run.record.get("status") == "finished":
+        raise UserError(f"run {path} is finished; there is nothing to resume")
+    data, source = read_config(str(path / "settings.yaml"), "bc")
+    settings = updated(TrainSettings(), data, source)
+    demos = Demonstrations.load(Path(settings.demos))
+    if demos.sha256() != run.record.get("demos_sha256"):
+        raise UserError(f"{settings.demos} is not the data set that run {path} was trained on")
+    agent = load(run.checked("model.zip"), make_env(settings.env), demos)
+    _finish(run, agent, settings, resumed=True)
+
+
+def _finish(run: Run, agent: BC, settings: TrainSettings, *, resumed: bool) -> None:
+    try:
+        train(agent, settings, run.path, resumed=resumed)
+    except KeyboardInterrupt:
+        save(agent, run.path)
+        run.finish("interrupted")
+        print(f"interrupted after {agent.num_timesteps} updates; go on with: lipctrl train bc --resume {run.path}")
+        raise
+    last = agent.history[-1]
+    run.finish(**{key: value for key, value in last.items() if key != "update"})
+    print(
+        f"{run.path}: validation loss {last['validation/loss']:.3e} (relative), worst residual "
+        f"{last['validation/worst_residual']:.4g}; certify it with: lipctrl certify {run.path}"
+    )
