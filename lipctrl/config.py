@@ -112,8 +112,9 @@ def parse(default: Settings, *, group: str, prog: str, description: str, args: S
     """Settings from the command line: `--config PRESET_OR_FILE`, then the flags; `--print-config` prints and exits.
 
     Raises:
-        UserError: an unknown preset or key, or a value out of range.
-        SystemExit: after `--help` or `--print-config` (status 0) and after a misspelt flag (status 2, from tyro).
+        UserError: an unknown preset or key, or a value of the wrong type or range in a file.
+        SystemExit: after `--help` or `--print-config` (status 0); after a misspelt flag or a flag's value of the wrong
+            type or range (status 2, with tyro's message).
     """
     outer = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     outer.add_argument("--config")
@@ -131,10 +132,7 @@ def parse(default: Settings, *, group: str, prog: str, description: str, args: S
         "--print-config prints the resolved settings and exits."
     )
     kind: type[Settings] = type(default)
-    try:
-        settings = tyro.cli(kind, default=default, prog=prog, description=text, args=rest)
-    except ValueError as error:  # from __post_init__ of the settings
-        raise UserError(str(error)) from error
+    settings = tyro.cli(kind, default=default, prog=prog, description=text, args=rest)
     settings = updated(settings, {}, "command line")
     if own.print_config:
         sys.stdout.write(to_yaml(settings))

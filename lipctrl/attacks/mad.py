@@ -37,8 +37,12 @@ class MaximalActionDeviation:
         nominal = context.act(context.observation)
         best = np.zeros_like(context.observation)
         damage = np.zeros(len(best))
-        for _ in range(self.restarts):
-            d = context.ball.boundary(context.draw(context.random.standard_normal)) / self.steps
+        start = np.zeros_like(best)
+        for restart in range(self.restarts):
+            # restarts come in opposite pairs: one pushes the action up, the other down
+            fresh = restart % 2 == 0
+            start = context.ball.boundary(context.draw(context.random.standard_normal)) / self.steps if fresh else -start
+            d = start
             for k in range(self.steps + self.jumps):
                 deviation, gradient = self._objective(context, d, nominal)
                 best, damage = _better(best, damage, d, deviation)

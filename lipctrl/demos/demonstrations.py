@@ -151,7 +151,7 @@ class Demonstrations:
             UserError: missing, damaged, of another format, changed since it was written, or with invalid content.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
                 header = json.loads(stored["header"].tobytes().decode())
                 if header.pop("format") != FORMAT:
                     raise UserError(f"{path} is not of the format {FORMAT}")

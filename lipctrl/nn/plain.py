@@ -203,7 +203,7 @@ class PlainNet:
             UserError: missing, truncated, of another format, or not hashing to what its header says.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             header = json.loads(arrays.pop("header").tobytes().decode())
             if header["format"] != FORMAT:
