@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from lipctrl.certify.certificate import Box, Certificate, Witness
 from lipctrl.certify.eclipse import eclipse_fast
+from lipctrl.certify.lipsdp import lipsdp
 from lipctrl.certify.lmi import certify_with, own_multipliers
 from lipctrl.certify.loop_form import loop_form
 from lipctrl.certify.product import product_certificate
@@ -29,6 +31,8 @@ GLOBAL: dict[str, Method] = {
     "product": product_certificate,
     "own": own_certificate,
     "eclipse-fast": eclipse_fast,
+    "lipsdp-layer": partial(lipsdp, mode="layer"),
+    "lipsdp-neuron": partial(lipsdp, mode="neuron"),
 }
 ALIASES = {"sandwich": "own"}
 
