@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from lipctrl.files import UserError
 from lipctrl.plant import Plant, Signal
 
+from .drawing import Picture, Scene, draw
+
 Array = NDArray[np.float64]
 
 
@@ -56,7 +58,7 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         subtracted from the reward once, when an episode fails.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
 
     def __init__(
         self,
@@ -64,6 +66,8 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         *,
         stage_cost: Callable[[Array, Array], float],
         start: Callable[[np.random.Generator], Array],
+        scene: Callable[[Array], Scene],
+        render_mode: str | None,
         failure_cost: float = 0.0,
         margin: Callable[[Any], Any] | None = None,
         observed: Signal | None = None,
@@ -77,6 +81,8 @@ class PlantEnv(gymnasium.Env[Array, Array]):
             plant: the dynamical system; leaving the limits of its state is failure.
             stage_cost: function (x, u) -> cost of one step.
             start: draws a start state from a generator.
+            scene: picture of a state.
+            render_mode: "rgb_array" for pictures from `render`, or None.
             failure_cost: cost of failing, charged once.
             margin: function of the state, negative in collision, for numbers and CasADi expressions.
             observed, observe, state_of: names and limits of the observation, the function from state to observation,
@@ -87,7 +93,9 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         self.Q: Array | None = stage_cost.Q if isinstance(stage_cost, Quadratic) else None
         self.R: Array | None = stage_cost.R if isinstance(stage_cost, Quadratic) else None
         self.margin, self.observe, self.state_of = margin, observe, state_of
-        self._start = start
+        if render_mode not in (None, "rgb_array"):
+            raise UserError(f"render_mode must be 'rgb_array' or None, found {render_mode!r}")
+        self.render_mode, self._start, self._scene = render_mode, start, scene
         self._advance = advance or plant.step
         self.observed = observed or plant.state
         self.observation_space = gymnasium.spaces.Box(*_limits(self.observed), dtype=np.float64)
@@ -131,6 +139,10 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         reward = -cost - (self.failure_cost if failed else 0.0)
         info = {"state": self.state.copy(), "stage_cost": cost, "failed": failed}
         return self.observe(self.state), reward, failed, False, info
+
+    def render(self) -> Picture | None:
+        """Picture of the current state, shape (240, 320, 3), or None without render_mode="rgb_array"."""
+        return draw(self._scene(self.state)) if self.render_mode == "rgb_array" else None
 
 
 def _limits(signal: Signal) -> tuple[Array, Array]:

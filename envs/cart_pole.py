@@ -9,6 +9,7 @@ Lagrange's equations are
 
 from collections.abc import Callable
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import casadi as ca
 import numpy as np
@@ -16,6 +17,10 @@ import numpy as np
 from lipctrl.plant import Plant, Signal, continuous, rk4
 
 from .base import Array, PlantEnv, Quadratic, uniform_start
+from .drawing import BLUE, GREY, ORANGE, Scene, Shape
+
+if TYPE_CHECKING:
+    import mujoco
 
 CART = 1.0  # M, kg
 POLE = 0.1  # m, kg
@@ -65,11 +70,17 @@ def energy(x: Array) -> float:
     return float(kinetic + POLE * GRAVITY * HALF_LENGTH * np.cos(angle))
 
 
-def mujoco_advance() -> Callable[[Array, Array, Array], Array]:
-    """The function (x, u, w) -> x_next of the MuJoCo model in `assets/cart_pole.xml`, over one sampling period."""
-    import mujoco  # only this form needs it
+def mujoco_model() -> "mujoco.MjModel":
+    """The MuJoCo model in `assets/cart_pole.xml`."""
+    import mujoco  # only this form of the cart-pole needs it
 
-    model = mujoco.MjModel.from_xml_string(files("lipctrl.envs").joinpath("assets/cart_pole.xml").read_text("utf-8"))
+    return mujoco.MjModel.from_xml_string(files("lipctrl.envs").joinpath("assets/cart_pole.xml").read_text("utf-8"))
+
+
+def mujoco_advance(model: "mujoco.MjModel") -> Callable[[Array, Array, Array], Array]:
+    """The function (x, u, w) -> x_next that steps the MuJoCo model over one sampling period."""
+    import mujoco
+
     data = mujoco.MjData(model)
     pole = model.body("pole").id
 
@@ -81,6 +92,13 @@ def mujoco_advance() -> Callable[[Array, Array, Array], Array]:
         return np.concatenate([data.qpos, data.qvel])
 
     return advance
+
+
+def _scene(x: Array) -> Scene:
+    p, tip = float(x[0]), (x[0] + 2 * HALF_LENGTH * np.sin(x[1]), 2 * HALF_LENGTH * np.cos(x[1]))
+    cart = [(p - 0.15, -0.06), (p + 0.15, -0.06), (p + 0.15, 0.06), (p - 0.15, 0.06)]
+    rail = Shape([(-2.4, 0.0), (2.4, 0.0)], 0.03, GREY)
+    return Scene((-2.6, 2.6, -1.5, 2.4), [rail, Shape(cart, 0.0, BLUE), Shape([(p, 0.0), tip], 0.06, ORANGE)])
 
 
 class CartPoleEnv(PlantEnv):
@@ -117,11 +135,20 @@ class CartPoleEnv(PlantEnv):
     Horizontal force at the middle of the rod, at most 0.5 N.
 
     ## Arguments
-    None.
+    | name | default | meaning |
+    |---|---|---|
+    | render_mode | None | "rgb_array": `render()` returns a picture |
     """
 
-    def __init__(self) -> None:
-        super().__init__(cart_pole_plant(), stage_cost=_COST, start=_START, failure_cost=1000.0)
+    def __init__(self, *, render_mode: str | None = None) -> None:
+        super().__init__(
+            cart_pole_plant(),
+            stage_cost=_COST,
+            start=_START,
+            failure_cost=1000.0,
+            scene=_scene,
+            render_mode=render_mode,
+        )
 
 
 class CartPoleMujocoEnv(PlantEnv):
@@ -129,7 +156,7 @@ class CartPoleMujocoEnv(PlantEnv):
 
     ## Description
     The same cart and rod as an MJCF model (`assets/cart_pole.xml`), integrated by MuJoCo and sampled every 0.02 s.
-    `plant` is the symbolic form, which agrees with the MuJoCo model up to rounding.
+    `plant` is the symbolic form, which agrees with the MuJoCo model up to rounding; `model` is the MuJoCo model.
 
     ## Action space
     | index | action | low | high | unit |
@@ -158,12 +185,22 @@ class CartPoleMujocoEnv(PlantEnv):
     Horizontal force at the middle of the rod, at most 0.5 N.
 
     ## Arguments
-    None.
+    | name | default | meaning |
+    |---|---|---|
+    | render_mode | None | "rgb_array": `render()` returns a picture |
     """
 
-    def __init__(self) -> None:
-        plant = cart_pole_plant()
-        super().__init__(plant, stage_cost=_COST, start=_START, failure_cost=1000.0, advance=mujoco_advance())
+    def __init__(self, *, render_mode: str | None = None) -> None:
+        self.model = mujoco_model()
+        super().__init__(
+            cart_pole_plant(),
+            stage_cost=_COST,
+            start=_START,
+            failure_cost=1000.0,
+            advance=mujoco_advance(self.model),
+            scene=_scene,
+            render_mode=render_mode,
+        )
 
 
 _COST = Quadratic(np.diag([1.0, 10.0, 0.1, 0.1]), np.array([[0.01]]), np.zeros(4), np.zeros(1))

@@ -18,6 +18,7 @@ from lipctrl.files import UserError
 from lipctrl.plant import Plant, Signal, continuous, rk4
 
 from .base import Array, PlantEnv, Quadratic
+from .drawing import BLUE, GREEN, GREY, Scene, Shape
 
 FLOW = 5.0  # F, m3/h
 VOLUME = 1.0  # V, m3
@@ -142,10 +143,12 @@ class CstrEnv(PlantEnv):
     Feed temperature (at most 10 K) and flow (at most 0.5 m3/h), as deviations.
 
     ## Arguments
-    None.
+    | name | default | meaning |
+    |---|---|---|
+    | render_mode | None | "rgb_array": `render()` returns a picture |
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, render_mode: str | None = None) -> None:
         plant = cstr_plant()
         cost = Quadratic(np.diag([10.0, 0.01]), np.diag([0.01, 3e-12]), *plant.equilibrium)
         # V = norm(L' dx)^2 with P = LL': map the unit disc onto the region
@@ -156,4 +159,12 @@ class CstrEnv(PlantEnv):
             point = radius * np.array([np.cos(angle), np.sin(angle)])
             return np.asarray(plant.equilibrium[0] + to_region @ point)
 
-        super().__init__(plant, stage_cost=cost, start=start, failure_cost=5000.0)
+        def scene(x: Array) -> Scene:
+            """The phase plane with the region V <= LEVEL and the operating point."""
+            angles = np.linspace(0.0, 2 * np.pi, 49)
+            border = plant.equilibrium[0] + (to_region @ [np.cos(angles), np.sin(angles)]).T
+            goal = Shape([tuple(plant.equilibrium[0])], 0.08, GREEN)
+            region = Shape([(c, t) for c, t in border], 0.02, GREY)
+            return Scene((0.0, 4.0, 310.0, 490.0), [region, goal, Shape([(x[0], x[1])], 0.1, BLUE)])
+
+        super().__init__(plant, stage_cost=cost, start=start, failure_cost=5000.0, scene=scene, render_mode=render_mode)

@@ -15,6 +15,7 @@ from lipctrl.files import UserError
 from lipctrl.plant import Plant, Signal, discrete
 
 from .base import Array, PlantEnv, Quadratic, uniform_start
+from .drawing import BLUE, GREY, Scene, Shape
 
 STATE_LIMIT = 1e6  # beyond this a linear loop counts as diverged
 INPUT_LIMIT = 1e3  # wide enough that an LQR gain is never clipped near the origin
@@ -94,6 +95,12 @@ def _regulation(plant: Plant, Q: ArrayLike, R: ArrayLike) -> Quadratic:
     return Quadratic(np.array(Q, dtype=np.float64), np.atleast_2d(np.array(R, dtype=np.float64)), *plant.equilibrium)
 
 
+def _scene(x: Array) -> Scene:
+    """The first two states in their plane."""
+    axes = [Shape([(-4.0, 0.0), (4.0, 0.0)], 0.02, GREY), Shape([(0.0, -3.0), (0.0, 3.0)], 0.02, GREY)]
+    return Scene((-4.0, 4.0, -3.0, 3.0), [*axes, Shape([(x[0], x[1] if len(x) > 1 else 0.0)], 0.25, BLUE)])
+
+
 class DoubleIntegratorEnv(PlantEnv):
     """Double integrator with quadratic cost, the smallest task with a known optimum.
 
@@ -128,12 +135,19 @@ class DoubleIntegratorEnv(PlantEnv):
     | name | default | meaning |
     |---|---|---|
     | fixed_start | False | start every episode at (1, 0) |
+    | render_mode | None | "rgb_array": `render()` returns a picture |
     """
 
-    def __init__(self, *, fixed_start: bool = False) -> None:
+    def __init__(self, *, fixed_start: bool = False, render_mode: str | None = None) -> None:
         plant, Q, R = double_integrator()
         low, high = ((1.0, 0.0), (1.0, 0.0)) if fixed_start else ((-1.0, -1.0), (1.0, 1.0))
-        super().__init__(plant, stage_cost=_regulation(plant, Q, R), start=uniform_start(low, high))
+        super().__init__(
+            plant,
+            stage_cost=_regulation(plant, Q, R),
+            start=uniform_start(low, high),
+            scene=_scene,
+            render_mode=render_mode,
+        )
 
 
 class LinearEnv(PlantEnv):
@@ -173,6 +187,7 @@ class LinearEnv(PlantEnv):
     | dt | 0.1 | sampling time [s] |
     | state_names, input_names | None | names with units; None: x1 [-], ... and u1 [-], ... |
     | state_limit, input_limit | 1e6, 1000 | limits of every component |
+    | render_mode | None | "rgb_array": `render()` returns a picture |
     """
 
     def __init__(
@@ -187,6 +202,7 @@ class LinearEnv(PlantEnv):
         input_names: Sequence[str] | None = None,
         state_limit: float = STATE_LIMIT,
         input_limit: float = INPUT_LIMIT,
+        render_mode: str | None = None,
     ) -> None:
         plant = linear_plant(
             A,
@@ -198,4 +214,10 @@ class LinearEnv(PlantEnv):
             input_limit=input_limit,
         )
         n = len(plant.state)
-        super().__init__(plant, stage_cost=_regulation(plant, Q, R), start=uniform_start((-1.0,) * n, (1.0,) * n))
+        super().__init__(
+            plant,
+            stage_cost=_regulation(plant, Q, R),
+            start=uniform_start((-1.0,) * n, (1.0,) * n),
+            scene=_scene,
+            render_mode=render_mode,
+        )

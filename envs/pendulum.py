@@ -12,6 +12,7 @@ import numpy as np
 from lipctrl.plant import Plant, Signal, continuous, discrete, rk4
 
 from .base import Array, PlantEnv, Quadratic, uniform_start
+from .drawing import BLUE, GREY, Scene, Shape
 
 GRAVITY = 9.81  # m/s2
 SAMPLING = 0.05  # s, both pendulums
@@ -48,6 +49,11 @@ def linearising_expert(x: Array) -> Array:
     return np.asarray(-GRAVITY * np.sin(angle) - GAIN[0] * angle - GAIN[1] * rate)
 
 
+def _scene(x: Array) -> Scene:
+    tip = (float(np.sin(x[0])), float(np.cos(x[0])))
+    return Scene((-1.6, 1.6, -1.2, 1.2), [Shape([(0.0, 0.0), tip], 0.1, BLUE), Shape([(0.0, 0.0)], 0.15, GREY)])
+
+
 class PendulumEnv(PlantEnv):
     """Balance a pendulum upright; an expert exists that makes the loop exactly linear.
 
@@ -79,14 +85,18 @@ class PendulumEnv(PlantEnv):
     Angular acceleration added to the action, at most 5 rad/s2.
 
     ## Arguments
-    None.
+    | name | default | meaning |
+    |---|---|---|
+    | render_mode | None | "rgb_array": `render()` returns a picture |
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, render_mode: str | None = None) -> None:
         plant = pendulum_plant()
         cost = Quadratic(np.diag([1.0, 0.1]), np.array([[0.001]]), *plant.equilibrium)
         start = uniform_start((-1.0, -3.0), (1.0, 3.0))
-        super().__init__(plant, stage_cost=cost, start=start, failure_cost=1000.0)
+        super().__init__(
+            plant, stage_cost=cost, start=start, failure_cost=1000.0, scene=_scene, render_mode=render_mode
+        )
 
 
 def swing_up_plant(*, damping: float = 0.0) -> Plant:
@@ -170,9 +180,10 @@ class PendulumSwingUpEnv(PlantEnv):
     | name | default | meaning |
     |---|---|---|
     | damping | 0.0 | viscous damping at the hinge [N m s] |
+    | render_mode | None | "rgb_array": `render()` returns a picture |
     """
 
-    def __init__(self, *, damping: float = 0.0) -> None:
+    def __init__(self, *, damping: float = 0.0, render_mode: str | None = None) -> None:
         names = ("cos angle [-]", "sin angle [-]", "rate [rad/s]")
         super().__init__(
             swing_up_plant(damping=damping),
@@ -181,4 +192,6 @@ class PendulumSwingUpEnv(PlantEnv):
             observed=Signal(names, (-1.0, -1.0, -100.0), (1.0, 1.0, 100.0)),
             observe=observe,
             state_of=state_of,
+            scene=_scene,
+            render_mode=render_mode,
         )

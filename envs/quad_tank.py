@@ -17,6 +17,7 @@ import numpy as np
 from lipctrl.plant import Plant, Signal, continuous, rk4
 
 from .base import Array, PlantEnv, Quadratic, uniform_start
+from .drawing import BLUE, GREY, Scene, Shape
 
 AREAS = np.array([28.0, 32.0, 28.0, 32.0])  # A, cm2
 ORIFICES = np.array([0.071, 0.057, 0.071, 0.057])  # a, cm2
@@ -75,6 +76,16 @@ def quad_tank_plant() -> Plant:
     )
 
 
+def _scene(h: Array) -> Scene:
+    """The upper tanks above those that they drain into; the scale is in centimetres of level."""
+    shapes = []
+    for level, (left, bottom) in zip(h, ((6.0, 2.0), (36.0, 2.0), (6.0, 26.0), (36.0, 26.0)), strict=True):
+        right, top, surface = left + 18.0, bottom + 20.0, bottom + float(level)
+        shapes.append(Shape([(left, bottom), (right, bottom), (right, surface), (left, surface)], 0.0, BLUE))
+        shapes.append(Shape([(left, top), (left, bottom), (right, bottom), (right, top)], 0.6, GREY))
+    return Scene((0.0, 60.0, 0.0, 48.0), shapes)
+
+
 class QuadTankEnv(PlantEnv):
     """Hold the levels of two lower tanks, fed by two pumps and two upper tanks.
 
@@ -108,11 +119,15 @@ class QuadTankEnv(PlantEnv):
     Extra inflow into tanks 3 and 4, at most 1 cm3/s, negative for a leak.
 
     ## Arguments
-    None.
+    | name | default | meaning |
+    |---|---|---|
+    | render_mode | None | "rgb_array": `render()` returns a picture |
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, render_mode: str | None = None) -> None:
         plant = quad_tank_plant()
         cost = Quadratic(np.diag([1.0, 1.0, 0.1, 0.1]), 0.1 * np.eye(2), *plant.equilibrium)
         start = uniform_start((6.0, 6.0, 0.5, 0.5), (18.0, 18.0, 4.0, 4.0))
-        super().__init__(plant, stage_cost=cost, start=start, failure_cost=5000.0)
+        super().__init__(
+            plant, stage_cost=cost, start=start, failure_cost=5000.0, scene=_scene, render_mode=render_mode
+        )

@@ -13,6 +13,7 @@ import numpy as np
 from lipctrl.plant import Plant, Signal, continuous, rk4
 
 from .base import Array, PlantEnv, Quadratic, uniform_start
+from .drawing import BLUE, GREEN, RED, Scene, Shape
 
 WHEEL_RADIUS = 0.05  # r, m
 TRACK = 0.3  # b, distance of the wheels, m
@@ -62,6 +63,16 @@ def state_of(observation: Array) -> Array:
     return np.array([observation[0], observation[1], np.arctan2(observation[3], observation[2])])
 
 
+def _scene(x: Array) -> Scene:
+    nose, left, right = ((x[0] + r * np.cos(x[2] + a), x[1] + r * np.sin(x[2] + a)) for r, a in _TRIANGLE)
+    obstacle = Shape([OBSTACLE], 2 * OBSTACLE_RADIUS, RED)
+    goal = Shape([(0.0, 0.0)], 0.15, GREEN)
+    return Scene((-4.0, 4.0, -3.0, 3.0), [obstacle, goal, Shape([nose, left, right], 0.0, BLUE)])
+
+
+_TRIANGLE = ((0.2, 0.0), (0.15, 2.4), (0.15, -2.4))  # corners of the drawn robot: distance [m], bearing [rad]
+
+
 class RobotEnv(PlantEnv):
     """Drive a differential-drive robot to the origin around an obstacle.
 
@@ -97,10 +108,12 @@ class RobotEnv(PlantEnv):
     Drift velocity in x and y, at most 0.1 m/s.
 
     ## Arguments
-    None.
+    | name | default | meaning |
+    |---|---|---|
+    | render_mode | None | "rgb_array": `render()` returns a picture |
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, render_mode: str | None = None) -> None:
         plant = robot_plant()
         names = ("x [m]", "y [m]", "cos heading [-]", "sin heading [-]")
         super().__init__(
@@ -112,4 +125,6 @@ class RobotEnv(PlantEnv):
             observed=Signal(names, (-ARENA, -ARENA, -1.0, -1.0), (ARENA, ARENA, 1.0, 1.0)),
             observe=observe,
             state_of=state_of,
+            scene=_scene,
+            render_mode=render_mode,
         )

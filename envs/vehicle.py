@@ -14,7 +14,8 @@ import numpy as np
 from lipctrl.files import UserError
 from lipctrl.plant import Plant, Signal, continuous, rk4
 
-from .base import PlantEnv, Quadratic, uniform_start
+from .base import Array, PlantEnv, Quadratic, uniform_start
+from .drawing import BLUE, GREY, Scene, Shape
 
 WHEELBASE = 2.7  # L, m
 SPEED = 10.0  # reference, m/s
@@ -65,6 +66,20 @@ def vehicle_plant(*, curvature: float = CURVATURE) -> Plant:
     )
 
 
+def _scene(x: Array, curvature: float) -> Scene:
+    """From above, driving upwards; the road bends as it does from the rear axle on."""
+    ahead = np.linspace(-3.0, 9.0, 25)
+    shapes = [
+        Shape([(side - curvature * s**2 / 2, s) for s in ahead], 0.1, GREY)
+        for side in (-LANE_HALF_WIDTH, LANE_HALF_WIDTH)
+    ]
+    forward = np.array([-np.sin(x[1]), np.cos(x[1])])
+    left = np.array([-forward[1], forward[0]])
+    rear = np.array([-x[0], 0.0])
+    corners = [rear + a * forward + b * left for a, b in ((-0.8, 0.8), (-0.8, -0.8), (3.5, -0.8), (3.5, 0.8))]
+    return Scene((-8.0, 8.0, -3.0, 9.0), [*shapes, Shape([(c[0], c[1]) for c in corners], 0.0, BLUE)])
+
+
 class VehicleEnv(PlantEnv):
     """Keep a vehicle in the middle of its lane on a curve, at constant speed.
 
@@ -103,10 +118,18 @@ class VehicleEnv(PlantEnv):
     | name | default | meaning |
     |---|---|---|
     | curvature | 0.025 | curvature of the road [1/m], left positive |
+    | render_mode | None | "rgb_array": `render()` returns a picture |
     """
 
-    def __init__(self, *, curvature: float = CURVATURE) -> None:
+    def __init__(self, *, curvature: float = CURVATURE, render_mode: str | None = None) -> None:
         plant = vehicle_plant(curvature=curvature)
         cost = Quadratic(np.diag([1.0, 1.0, 0.1]), np.diag([1.0, 0.1]), *plant.equilibrium)
         start = uniform_start((-1.0, -0.2, 8.0), (1.0, 0.2, 12.0))
-        super().__init__(plant, stage_cost=cost, start=start, failure_cost=1000.0)
+        super().__init__(
+            plant,
+            stage_cost=cost,
+            start=start,
+            failure_cost=1000.0,
+            scene=lambda x: _scene(x, curvature),
+            render_mode=render_mode,
+        )

@@ -11,7 +11,7 @@ from lipctrl.envs.base import PlantEnv
 
 
 def test_plant_and_mujoco_agree_over_a_second_of_forced_motion() -> None:
-    plant, advance = cart_pole.cart_pole_plant(), cart_pole.mujoco_advance()
+    plant, advance = cart_pole.cart_pole_plant(), cart_pole.mujoco_advance(cart_pole.mujoco_model())
     rng = np.random.default_rng(0)
     x = y = np.array([0.1, 0.3, 0.2, -0.5])
     for _ in range(50):
@@ -43,8 +43,7 @@ def test_energy_is_conserved_without_force() -> None:
 
 def test_energy_formula_equals_that_of_mujoco() -> None:
     """Independent of the equations of motion: MuJoCo sums body energies itself."""
-    path = cart_pole.files("lipctrl.envs").joinpath("assets/cart_pole.xml")
-    model = mujoco.MjModel.from_xml_string(path.read_text())
+    model = cart_pole.mujoco_model()
     model.opt.enableflags |= int(mujoco.mjtEnableBit.mjENBL_ENERGY)
     data = mujoco.MjData(model)
     for x in np.random.default_rng(2).normal(size=(5, 4)):
