@@ -131,10 +131,11 @@ class BCPolicy(BasePolicy):
         """Actions (batch, m) before clipping, for observations (batch, n)."""
         x = (observation.double() - self.observation_mean) / self.observation_scale
         y = self.net(x.float())
-        return self.action_offset.float() + self.action_scale.float() * y
+        action: Tensor = self.action_offset.float() + self.action_scale.float() * y
+        return action
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        return self(observation)
+        return self.forward(observation)
 
     def to_plain(self, *, input_names: tuple[str, ...] = (), output_names: tuple[str, ...] = ()) -> PlainNet:
         """The deployed policy in raw units, float64, clipped to the action limits.
@@ -218,9 +219,11 @@ class BC(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
-        self.policy = self.policy_class(
+        policy = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, seed=self.seed, **self.policy_kwargs
-        ).to(self.device)
+        )
+        assert isinstance(policy, BCPolicy)
+        self.policy = policy.to(self.device)
 
     def set_demonstrations(self, demos: Demonstrations) -> None:
         """Split into training and validation episodes and move them to the device.

@@ -120,7 +120,7 @@ def _finish(run: Run, agent: BC, settings: TrainSettings, *, resumed: bool) -> N
         print(f"interrupted after {agent.num_timesteps} updates; go on with: lipctrl train bc --resume {run.path}")
         raise
     last = agent.history[-1]
-    run.finish(**{key: value for key, value in last.items() if key != "update"})
+    run.finish(results=last)
     print(
         f"{run.path}: validation loss {last['validation/loss']:.3e} (relative), worst residual "
         f"{last['validation/worst_residual']:.4g}; certify it with: lipctrl certify {run.path}"

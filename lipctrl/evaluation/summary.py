@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import beta
 
 from lipctrl.evaluation.rollout import Rollouts
@@ -75,14 +76,14 @@ def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float
     return result
 
 
-def certified_deviation(bound: float, norm: str, radius: float, scale: Sequence[float]) -> float:
+def certified_deviation(bound: float, norm: str, radius: float, scale: ArrayLike) -> float:
     """Proved |pi(s+d) - pi(s)|_2 for d in a ball, from an l2 bound in raw units.
 
     Args:
         bound: proved l2 -> l2 constant in raw units.
         norm: "l2" or "linf" of d / scale. radius: of the ball. scale: raw units per unit of radius, (n,).
     """
-    s = np.asarray(scale)
+    s = np.asarray(scale, dtype=np.float64)
     longest = s.max() if norm == "l2" else np.linalg.norm(s)
     return float(bound * radius * longest * (1 + 1e-12))
 

@@ -1,0 +1,1 @@
+"""Optimal control in CasADi: LQR, NMPC, and learned policies inside the loop."""
