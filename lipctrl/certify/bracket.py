@@ -7,7 +7,8 @@ from functools import partial
 
 from lipctrl.certify.certificate import Box, Certificate, Witness
 from lipctrl.certify.eclipse import eclipse_fast
-from lipctrl.certify.lipsdp import lipsdp
+from lipctrl.certify.linf import linf_certificate
+from lipctrl.certify.lipsdp import Mode, lipsdp
 from lipctrl.certify.lmi import certify_with, own_multipliers
 from lipctrl.certify.loop_form import loop_form
 from lipctrl.certify.product import product_certificate
@@ -27,12 +28,17 @@ def own_certificate(net: PlainNet, norm: NormPair) -> Certificate | None:
     return None if multipliers is None else certify_with(net, form, multipliers, method="own", norm=norm)
 
 
+def lipsdp_any(net: PlainNet, norm: NormPair, mode: Mode) -> Certificate | None:
+    """The LipSDP certificate for any pair of norms."""
+    return (lipsdp if (norm.input, norm.output) == ("l2", "l2") else linf_certificate)(net, norm, mode=mode)
+
+
 GLOBAL: dict[str, Method] = {
     "product": product_certificate,
     "own": own_certificate,
     "eclipse-fast": eclipse_fast,
-    "lipsdp-layer": partial(lipsdp, mode="layer"),
-    "lipsdp-neuron": partial(lipsdp, mode="neuron"),
+    "lipsdp-layer": partial(lipsdp_any, mode="layer"),
+    "lipsdp-neuron": partial(lipsdp_any, mode="neuron"),
 }
 ALIASES = {"sandwich": "own"}
 

@@ -33,6 +33,7 @@ FORMAT = "lipctrl-certificate-1"
 # Kind of proof -> "module:function" that checks it; each function takes (net, certificate) and returns a bool.
 CHECKS = {
     "lmi": "lipctrl.certify.lmi:check",
+    "lmi-linf": "lipctrl.certify.linf:check",
     "norms": "lipctrl.certify.product:check",
 }
 
@@ -92,9 +93,14 @@ class Certificate:
         """Check the proof against the stored weights: True only if the bound holds in exact arithmetic."""
         if net.sha256() != self.weights_sha256 or not (np.isfinite(self.bound) and self.bound >= 0):
             return False
+        if self.proof.get("kind") not in CHECKS:
+            return False
         module, _, function = CHECKS[self.proof["kind"]].partition(":")
         check: Callable[[PlainNet, Certificate], bool] = getattr(importlib.import_module(module), function)
-        return check(net, self)
+        try:
+            return check(net, self)
+        except (KeyError, TypeError, ValueError, IndexError):  # a proof with fields missing or of the wrong shape
+            return False
 
     def save(self, path: Path) -> None:
         """Write as JSON; numbers keep all their digits."""

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 UNIT = 2.0**-53
+FLOOR = 2.0**-400  # no smaller norm is claimed: its square must stay far above what underflow loses
+SLACKS = (1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
 TINY = 2.0**-1000  # far above anything that underflow can lose in sums of fewer than 2^60 terms
 
 
 def gamma(k: int) -> float:
     """gamma_k = k u / (1 - k u), rounded up."""
-    return k * UNIT / (1 - k * UNIT) * (1 + 8 * UNIT)
+    return float(k * UNIT / (1 - k * UNIT) * (1 + 8 * UNIT))
 
 
 def _up(radius: Array, terms: int) -> Array:
@@ -66,10 +68,18 @@ class Enclosure:
     def __matmul__(self, other: "Enclosure") -> "Enclosure":
         k = self.mid.shape[1]
         a, b = np.abs(self.mid), np.abs(other.mid)
-        rad = a @ (other.rad + gamma(k) * b)
+        rad = a @ (other.rad + gamma(k) * b + TINY)  # TINY: gamma(k) b may underflow before a large a multiplies it
         if self.rad.any():  # bounded by a rank-one product: radii are tiny, a third matrix product is not worth it
             rad = rad + self.rad.max(1, keepdims=True) * (b + other.rad).sum(0, keepdims=True)
         return Enclosure(self.mid @ other.mid, _up(rad, k + 4))
+
+    def plus_at(self, start: int, other: "Enclosure") -> "Enclosure":
+        """Add a square block whose first row and column are `start`, or a vector to the diagonal from there on."""
+        end, mid, rad = start + len(other.mid), self.mid.copy(), self.rad.copy()
+        where: Any = (slice(start, end),) * 2 if other.mid.ndim == 2 else (np.arange(start, end),) * 2
+        total = self[where] + other
+        mid[where], rad[where] = total.mid, total.rad
+        return Enclosure(mid, rad)
 
     def __add__(self, other: "Enclosure") -> "Enclosure":
         mid = self.mid + other.mid
@@ -89,13 +99,20 @@ class Enclosure:
         return Enclosure(mid, _up(rad, 4))
 
 
+def quotient(numerator: Array, denominator: Array) -> Enclosure:
+    """Enclosure of an entrywise quotient of stored numbers; zeros stay exact."""
+    mid = np.asarray(numerator / denominator)
+    return Enclosure(mid, np.where(numerator == 0, 0.0, 2 * UNIT * np.abs(mid) + TINY))
+
+
 def is_positive_definite(matrix: Enclosure) -> float | None:
     """Prove that every symmetric matrix in the enclosure is positive definite.
 
     If the floating-point Cholesky factorisation of B runs to completion, then the smallest eigenvalue of B is above
     -c with c = gamma_{n+2} / (1 - gamma_{n+2}) tr(B) plus an underflow term (Rump, BIT 46, 2006). It is run on
     mid - s I with s at least c plus a norm of the radius, the largest row sum. Only lower triangles are read. Rows and
-    columns are first scaled by powers of two, which is exact, so that widely spread diagonals do not enlarge s.
+    columns are first scaled by powers of two, which is exact up to underflow, so that widely spread diagonals do not
+    enlarge s.
 
     Returns:
         The shift s if the proof succeeds, else None.
@@ -108,7 +125,8 @@ def is_positive_definite(matrix: Enclosure) -> float | None:
     diagonal = np.diag(mid)
     row_sums = np.tril(rad).sum(1) + np.tril(rad, -1).sum(0)
     ratio = gamma(n + 2) / (1 - gamma(n + 2))
-    shift = (row_sums.max() + ratio * diagonal.sum()) * (1 + (n + 16) * 8 * UNIT) + n * n * TINY
+    underflow = n * n * max(TINY, float(scale.max()) * 2.0**-1070)
+    shift = (row_sums.max(initial=0.0) + ratio * diagonal.sum()) * (1 + (n + 16) * 8 * UNIT) + underflow
     mid[np.diag_indices(n)] = np.nextafter(diagonal - shift, -np.inf)
     try:
         np.linalg.cholesky(mid)
@@ -126,11 +144,19 @@ def norm_at_most(matrix: Enclosure, bound: float) -> bool:
 
 
 def norm_bound(matrix: Enclosure) -> float:
-    """A proved upper bound of the spectral norm, a few units in the twelfth digit above the exact one."""
-    estimate = float(np.linalg.norm(matrix.mid, 2))
-    for slack in (1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4):
-        bound = estimate * (1 + slack) + TINY**0.5
-        if norm_at_most(matrix, bound):
-            return bound
-    # The Frobenius norm bounds the spectral norm; summed in floating point and enlarged.
-    return float(_up(np.asarray(np.sqrt((matrix.magnitude**2).sum())), matrix.mid.size + 8))
+    """A proved upper bound of the spectral norm, usually a few units in the twelfth digit above the exact one.
+
+    Returns:
+        The bound, never below FLOOR; infinity if the entries are so large that nothing can be proved.
+    """
+    if not matrix.mid.size:
+        return FLOOR
+    with np.errstate(over="ignore", invalid="ignore"):
+        frobenius = float(np.linalg.norm(matrix.magnitude))
+        if not np.isfinite(frobenius):
+            return float("inf")
+        estimate = float(np.linalg.norm(matrix.mid, 2))
+        for value in [estimate * (1 + slack) for slack in SLACKS] + [frobenius * (1 + 1e-6)]:
+            if norm_at_most(matrix, value + FLOOR):
+                return value + FLOOR
+    return float("inf")

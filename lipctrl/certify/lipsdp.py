@@ -42,7 +42,7 @@ SHRINK = 0.1  # of t per stage
 CENTRED = 0.25  # squared Newton decrement that ends a stage
 INSIDE = 1.3  # ratio of successive layers' multipliers, relative to a start that may be on the boundary
 RIDGES = (1e-15, 1e-13, 1e-11, 1e-9, 1e-7)
-MAX_STEPS = 400
+STEPS = 40  # per stage: more means that rounding in the Hessian has stopped the progress
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,14 @@ def _program(form: LoopForm, group: NDArray[np.int64], norm: Norm) -> Program:
         Y.T @ Y,
         n0,
         sparse.csr_array(np.ones((n0, 1)) if norm == "l2" else np.eye(n0)),
-        sparse.csr_array((form.weight.mid, (np.arange(len(group)), group))),
+        sparse.csr_array(_selection(form, group)),
     )
+
+
+def _selection(form: LoopForm, group: NDArray[np.int64]) -> Array:
+    select = np.zeros((len(group), int(group.max(initial=-1)) + 1))
+    select[np.arange(len(group)), group] = form.weight.mid
+    return select
 
 
 def _factor(m: Array) -> tuple[Array, float] | None:
@@ -130,27 +136,32 @@ def _newton_direction(gradient: Array, hessian: Array) -> Array:
         scaled[np.diag_indices(len(scaled))] = 1 + ridge
         factor, failed = lapack.dpotrf(scaled, lower=1)
         if not failed:
-            return -scale * np.asarray(lapack.dpotrs(factor, scale * gradient, lower=1)[0])
-    return -gradient * scale**2
+            return np.asarray(-scale * lapack.dpotrs(factor, scale * gradient, lower=1)[0])
+    return np.asarray(-gradient * scale**2)
 
 
 def minimise(program: Program, x: Array, *, tolerance: float) -> Array:
-    """Follow the central path from a strictly feasible x = (p, mu) to a relative gap of `tolerance` in sum(p)."""
+    """Follow the central path from x = (p, mu) to a relative gap of `tolerance` in sum(p).
+
+    Returns:
+        A strictly feasible point; x itself if rounding hides that it is feasible.
+    """
     inputs, size = program.spread.shape[1], len(program.gram)
     costs = np.concatenate([np.ones(inputs), np.zeros(len(x) - inputs)])
     m = program.affine(x) - program.gram
     state = _factor(m)
     if state is None:
-        raise ValueError("the start is not strictly feasible")
-    t, step = float(costs @ x) / size, 1.0
-    for _ in range(MAX_STEPS):
+        return x
+    t, step, stage = float(costs @ x) / size, 1.0, 0
+    while stage < STEPS:
+        stage += 1
         slope, hessian = program.derivatives(_inverse(state[0]))
         direction = _newton_direction(costs / t + slope, hessian)
         if -float((costs / t + slope) @ direction) < CENTRED:
             if size * t <= tolerance * float(costs @ x):
                 break
             # From the centre, the next Newton step points along the path but is 1 / SHRINK - 1 times too long.
-            t, step = t * SHRINK, SHRINK
+            t, step, stage = t * SHRINK, SHRINK, 0
             direction = _newton_direction(costs / t + slope, hessian)
         gain = -float((costs / t + slope) @ direction)
         change, value = program.affine(direction), float(costs @ x) / t - state[1]
@@ -245,5 +256,5 @@ def lipsdp(
     if (norm.input, norm.output) != ("l2", "l2"):
         return None
     form = loop_form(net, norm, slopes_on(net, region))
-    mu = best_multipliers(net, form, norm, mode=mode, tolerance=tolerance)[1] if form.multipliers else np.zeros(0)
+    mu = best_multipliers(net, form, norm, mode=mode, tolerance=tolerance)[1]
     return certify_with(net, form, mu, method=f"lipsdp-{mode}", norm=norm, region=region)

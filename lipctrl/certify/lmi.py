@@ -11,9 +11,10 @@ version with coupled neurons of that paper is unsound) in other coordinates; mu 
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
 from lipctrl.certify.certificate import Box, Certificate
-from lipctrl.certify.enclosure import Enclosure, is_positive_definite
+from lipctrl.certify.enclosure import FLOOR, Enclosure, is_positive_definite
 from lipctrl.certify.loop_form import LoopForm, Slopes, loop_form
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
@@ -22,8 +23,12 @@ Array = NDArray[np.float64]
 SLACKS = (0.0, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 
 
-def smallest_rho(form: LoopForm, multipliers: Array) -> float:
+def smallest_rho(form: LoopForm, multipliers: Array, weights: Array | None = None) -> float:
     """The smallest rho for given multipliers, in floating point: largest eigenvalue of a Schur complement.
+
+    Args:
+        form, multipliers: of the inequality.
+        weights: of the inputs, positive, shape (n_0,): rho diag(weights, 0) in place of rho diag(I, 0).
 
     Returns:
         rho, or infinity if the multipliers are infeasible for every rho.
@@ -35,19 +40,46 @@ def smallest_rho(form: LoopForm, multipliers: Array) -> float:
             factor = np.linalg.cholesky(k[n:, n:])
         except np.linalg.LinAlgError:
             return float("inf")
-        half = np.linalg.solve(factor, k[n:, :n])
+        half = solve_triangular(factor, k[n:, :n], lower=True)
         corner = corner + half.T @ half
+    if weights is not None:
+        corner = corner / np.sqrt(weights) / np.sqrt(weights)[:, None]
     return float(max(np.linalg.eigvalsh((corner + corner.T) / 2)[-1], 0.0))
 
 
-def proves(form: LoopForm, multipliers: Array, bound: float) -> bool:
-    """Prove in exact arithmetic that these multipliers certify `bound`."""
-    if not np.isfinite(multipliers).all() or (multipliers < 0).any() or len(multipliers) != form.multipliers:
+def proves(form: LoopForm, multipliers: Array, bound: float, weights: Array | None = None) -> bool:
+    """Prove in exact arithmetic that bound^2 diag(weights, 0) + sum_i mu_i (..) - Y'Y is positive definite."""
+    weights = np.ones(form.inputs) if weights is None else weights
+    if len(multipliers) != form.multipliers or len(weights) != form.inputs:
         return False
-    matrix = form.matrix(multipliers)
-    corner = np.zeros(matrix.shape)
-    corner[np.arange(form.inputs), np.arange(form.inputs)] = np.nextafter(bound * bound, 0.0)
-    return is_positive_definite(matrix + Enclosure.exact(corner)) is not None
+    if not (np.isfinite(multipliers).all() and np.isfinite(weights).all() and np.isfinite(bound)):
+        return False
+    if (multipliers < 0).any() or (weights < 0).any():
+        return False
+    return _holds(form.matrix(multipliers), bound, weights)
+
+
+def _holds(matrix: Enclosure, bound: float, weights: Array) -> bool:
+    square = np.nextafter(bound * bound, 0.0)
+    corner = np.nextafter(square * weights, 0.0)  # rounded down: proving with less proves it
+    return is_positive_definite(matrix.plus_at(0, Enclosure.exact(corner))) is not None
+
+
+def smallest_proved(form: LoopForm, multipliers: Array, weights: Array | None = None) -> float | None:
+    """The smallest bound that these multipliers prove: their best rho, enlarged until the proof goes through.
+
+    Returns:
+        The bound, or None if none within 1e-3 of the best passes.
+    """
+    rho = smallest_rho(form, multipliers, weights)
+    if not np.isfinite(rho):
+        return None
+    matrix, weights = form.matrix(multipliers), np.ones(form.inputs) if weights is None else weights
+    for slack in SLACKS:
+        bound = float(np.nextafter(np.sqrt(rho) * (1 + slack) + FLOOR, np.inf))
+        if _holds(matrix, bound, weights):
+            return bound
+    return None
 
 
 def certify_with(
@@ -59,26 +91,20 @@ def certify_with(
     norm: NormPair,
     region: Box | None = None,
 ) -> Certificate | None:
-    """The smallest certificate that these multipliers give: their best rho, enlarged until the proof goes through.
-
-    Returns:
-        The certificate, or None if no rho within 1e-3 of the best passes.
-    """
-    rho = smallest_rho(form, multipliers)
-    for slack in SLACKS:
-        bound = float(np.nextafter(np.sqrt(rho) * (1 + slack) + 1e-150, np.inf))
-        if np.isfinite(bound) and proves(form, multipliers, bound):
-            return Certificate(
-                bound=bound,
-                method=method,
-                norm=norm,
-                region=region,
-                weights_sha256=net.sha256(),
-                proof={"kind": "lmi", "multipliers": [float(m) for m in multipliers]},
-                input_names=net.input_names,
-                output_names=net.output_names,
-            )
-    return None
+    """The certificate (l2 -> l2) that these multipliers give; None if they prove nothing."""
+    bound = smallest_proved(form, multipliers)
+    if bound is None:
+        return None
+    return Certificate(
+        bound=bound,
+        method=method,
+        norm=norm,
+        region=region,
+        weights_sha256=net.sha256(),
+        proof={"kind": "lmi", "multipliers": [float(m) for m in multipliers]},
+        input_names=net.input_names,
+        output_names=net.output_names,
+    )
 
 
 def own_multipliers(net: PlainNet, form: LoopForm) -> Array | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lipctrl.certify.enclosure import UNIT, Enclosure
+from lipctrl.certify.enclosure import Enclosure, quotient
 from lipctrl.files import UserError
 from lipctrl.nn.activations import Activation
 from lipctrl.nn.plain import PlainNet
@@ -56,13 +56,18 @@ class LoopForm:
         return int(self.group.max()) + 1 if len(self.group) else 0
 
     def matrix(self, multipliers: Array) -> Enclosure:
-        """sum_i mu_i weight_i (e_i e_i' - T_i' T_i) - Y' Y: the certificate's matrix without its norm terms."""
+        """sum_i mu_i weight_i (e_i e_i' - T_i' T_i) - Y' Y: the certificate's matrix without its norm terms.
+
+        Rows of T reach only the columns before their own layer, so that products are formed layer by layer.
+        """
         scale = Enclosure.exact(multipliers[self.group]) * self.weight
-        result = -(self.T.T @ (scale[:, None] * self.T) + self.Y.T @ self.Y)
-        corner = np.arange(self.inputs, self.inputs + len(self.group))
-        added = Enclosure.zeros(*result.shape)
-        added.mid[corner, corner], added.rad[corner, corner] = scale.mid, scale.rad
-        return result + added
+        result = -(self.Y.T @ self.Y)
+        for k in np.unique(self.layer):
+            rows = np.flatnonzero(self.layer == k)
+            reach, own = self.inputs + rows[0], slice(int(rows[0]), int(rows[-1]) + 1)
+            t = self.T[own, :reach]
+            result = result.plus_at(0, -(t.T @ (scale[own, None] * t)))
+        return result.plus_at(self.inputs, scale)
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,6 @@ class _Split:
     R: Enclosure
     group: NDArray[np.int64]
     weight: Enclosure
-
-
-def _quotient(numerator: Array, denominator: Array) -> Enclosure:
-    """Enclosure of an entrywise quotient of exact numbers."""
-    mid = numerator / denominator
-    return Enclosure(mid, 2 * UNIT * np.abs(mid))
 
 
 def _split(activation: Activation, width: int) -> _Split:
@@ -95,14 +94,14 @@ def _split(activation: Activation, width: int) -> _Split:
     # Rows (1, .., 1, -j, 0, ..) for j = 1..g-1: an orthogonal basis of the differences, squared lengths j (j+1).
     basis = np.array([[1.0] * j + [-float(j)] + [0.0] * (g - 1 - j) for j in range(1, g)])
     lengths = np.array([j * (j + 1.0) for j in range(1, g)])
-    mean = _quotient(_block_diagonal(np.ones((groups, g, g))), np.full((width, width), float(g)))
-    back = _quotient(_block_diagonal(np.tile(basis.T, (groups, 1, 1))), np.tile(lengths, groups)[None, :])
+    mean = quotient(_block_diagonal(np.ones((groups, g, g))), np.full((width, width), float(g)))
+    back = quotient(_block_diagonal(np.tile(basis.T, (groups, 1, 1))), np.tile(lengths, groups)[None, :])
     return _Split(
         mean,
         Enclosure.exact(_block_diagonal(np.tile(basis, (groups, 1, 1)))),
         back,
         np.repeat(np.arange(groups), g - 1),
-        _quotient(np.ones(groups * (g - 1)), np.tile(lengths, groups)),
+        quotient(np.ones(groups * (g - 1)), np.tile(lengths, groups)),
     )
 
 
@@ -159,9 +158,8 @@ def loop_form(net: PlainNet, norm: NormPair, slopes: Slopes | None = None) -> Lo
     ]
     kept = [np.flatnonzero(r > 0) for _, r in parts]
     n0, size = net.input_size, net.input_size + sum(map(len, kept))
-    start = np.zeros((n0, size))
-    start[:, :n0] = np.diag(norm.input_scale if norm.input_scale is not None else np.ones(n0))
-    values, rows, offset = [Enclosure.exact(start)], list[Enclosure](), n0
+    start = np.diag(norm.input_scale if norm.input_scale is not None else np.ones(n0))
+    values, rows, offset = [Enclosure.exact(start)], list[Enclosure](), n0  # increments, up to the columns they reach
     group: list[NDArray[np.int64]] = []
     layer: list[NDArray[np.int64]] = []
     neuron: list[NDArray[np.int64]] = []
@@ -171,21 +169,21 @@ def loop_form(net: PlainNet, norm: NormPair, slopes: Slopes | None = None) -> Lo
         (c, r), keep = parts[k], kept[k]
         split = None if activation.is_scalar else _split(activation, z.shape[0])
         t = z if split is None else split.C @ z
-        inner = Enclosure.exact(c[:, None]) * t
-        columns = np.arange(offset, offset + len(keep))
+        offset += len(keep)
+        inner = _widened(Enclosure.exact(c[:, None]) * t, offset)
+        columns = np.arange(offset - len(keep), offset)
         inner.mid[keep, columns] += r[keep]  # psi's columns are zero in t: the sum is exact
-        values.append(inner if split is None else split.L @ z + split.R @ inner)
-        rows.append(t[keep])
+        values.append(inner if split is None else _widened(split.L @ z, offset) + split.R @ inner)
+        rows.append(_widened(t[keep], size))
         base = 1 + max((int(x[-1]) for x in group if len(x)), default=-1)
         members = np.arange(len(keep)) if split is None else np.unique(split.group[keep], return_inverse=True)[1]
         group.append(base + members)
         weight.append(Enclosure.exact(np.ones(len(keep))) if split is None else split.weight[keep])
         layer.append(np.full(len(keep), k + 1))
         neuron.append(keep)
-        offset += len(keep)
-    output = _combine(net, len(net.activations), values)
+    output = _widened(_combine(net, len(net.activations), values), size)
     if norm.output_scale is not None:
-        inverse = _quotient(np.ones(len(norm.output_scale)), np.array(norm.output_scale))
+        inverse = quotient(np.ones(len(norm.output_scale)), np.array(norm.output_scale))
         output = inverse[:, None] * output
     return LoopForm(n0, _stack(rows, size), output, _join(group), _flat(weight), _join(layer), _join(neuron))
 
@@ -193,10 +191,17 @@ def loop_form(net: PlainNet, norm: NormPair, slopes: Slopes | None = None) -> Lo
 def _combine(net: PlainNet, k: int, values: Sequence[Enclosure]) -> Enclosure:
     """sum_j W[k][j] (increment of a_j)."""
     terms = [Enclosure.exact(block) @ values[j] for j, block in net.blocks[k].items()]
-    total = terms[0]
+    widest = max(term.shape[1] for term in terms)
+    total = _widened(terms[0], widest)
     for term in terms[1:]:
-        total = total + term
+        total = total + _widened(term, widest)
     return total
+
+
+def _widened(a: Enclosure, columns: int) -> Enclosure:
+    """Zero columns appended."""
+    more = ((0, 0), (0, columns - a.shape[1]))
+    return a if a.shape[1] == columns else Enclosure(np.pad(a.mid, more), np.pad(a.rad, more))
 
 
 def _stack(parts: Sequence[Enclosure], columns: int) -> Enclosure:

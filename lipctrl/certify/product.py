@@ -1,15 +1,20 @@
 """The product of norms: the cheapest upper bound, valid for every network (numpy).
 
 With L_0 = 1, each layer gives L_k = lip(phi_k) sum_j |W[k][j]| L_j; for an MLP this is the product of the layers'
-norms. Spectral norms come from an SVD and are then proved (s^2 I - W'W is positive definite); l_inf norms are largest
-row sums, rounded up. Power iteration is not used anywhere: it estimates norms from below.
+norms. The layers may be measured in l2 or in l_inf whatever the norms at the ends are, since |d|_inf <= |d|_2 <=
+sqrt(n) |d|_inf; the better of the two is taken. Spectral norms come from an SVD and are then proved (s^2 I - W'W is
+positive definite); l_inf norms are largest row sums, rounded up. Power iteration is not used anywhere: it estimates
+norms from below.
 """
+
+from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipctrl.certify.certificate import Box, Certificate
-from lipctrl.certify.enclosure import UNIT, Enclosure, norm_at_most, norm_bound
+from lipctrl.certify.certificate import Certificate
+from lipctrl.certify.enclosure import FLOOR, UNIT, Enclosure, norm_at_most, norm_bound, quotient
 from lipctrl.nn.activations import Activation
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import Norm, NormPair
@@ -26,8 +31,8 @@ def _blocks(net: PlainNet, norm: NormPair) -> dict[str, Enclosure]:
             if j == 0 and norm.input_scale is not None:
                 scaled = scaled * Enclosure.exact(np.array(norm.input_scale)[None, :])
             if k == last and norm.output_scale is not None:
-                inverse = 1 / np.array(norm.output_scale)
-                scaled = scaled * Enclosure(inverse[:, None], 2 * UNIT * inverse[:, None])
+                inverse = quotient(np.ones(len(norm.output_scale)), np.array(norm.output_scale))
+                scaled = inverse[:, None] * scaled
             result[f"{k}.{j}"] = scaled
     return result
 
@@ -43,36 +48,42 @@ def lipschitz_constant(activation: Activation, norm: Norm) -> float:
         worst = float(np.max(np.abs(1 - 2 * (v**2).sum(1))))
     else:
         worst = float(np.abs(np.eye(v.shape[1]) - 2 * v[:, :, None] * v[:, None, :]).sum(-1).max())
-    return max(1.0, worst * (1 + (v.shape[1] + 8) * 8 * UNIT) + (v.shape[1] + 8) * 8 * UNIT)
+    return max(1.0, float(worst) * (1 + (v.shape[1] + 8) * 8 * UNIT) + (v.shape[1] + 8) * 8 * UNIT)
 
 
 def _row_sum(block: Enclosure) -> float:
-    return float(block.magnitude.sum(1).max() * (1 + (block.shape[1] + 8) * 8 * UNIT))
+    return max(FLOOR, float(block.magnitude.sum(1).max(initial=0.0) * (1 + (block.shape[1] + 8) * 8 * UNIT)))
 
 
-def _combined(net: PlainNet, norms: dict[str, float], norm: Norm) -> float:
-    """L_{l+1} of the recursion, rounded up."""
-    constants = [1.0]
+def _combined(net: PlainNet, norms: Mapping[str, float], pair: NormPair, through: Norm) -> float:
+    """L_{l+1} of the recursion in the norm `through`, times the cost of changing norms at the ends; rounded up."""
+    ends = net.input_size if (pair.input, through) == ("linf", "l2") else 1
+    ends *= net.output_size if (pair.output, through) == ("l2", "linf") else 1
+    constants = [float(np.sqrt(ends))]
     for k, row in enumerate(net.blocks, start=1):
         total = sum(norms[f"{k}.{j}"] * constants[j] for j in row)
-        lip = lipschitz_constant(net.activations[k - 1], norm) if k <= len(net.activations) else 1.0
-        constants.append(total * lip * (1 + (len(row) + 4) * 8 * UNIT))
+        lip = lipschitz_constant(net.activations[k - 1], through) if k <= len(net.activations) else 1.0
+        constants.append(max(FLOOR, total * lip * (1 + (len(row) + 8) * 8 * UNIT)))
     return constants[-1]
 
 
-def product_certificate(net: PlainNet, norm: NormPair, region: Box | None = None) -> Certificate | None:
-    """The product-of-norms certificate; None for a pair of different norms."""
-    if norm.input != norm.output:
+def product_certificate(net: PlainNet, norm: NormPair) -> Certificate | None:
+    """The product-of-norms certificate, for any pair of norms; None only if the weights overflow."""
+    blocks, options = _blocks(net, norm), list[tuple[float, Norm, dict[str, float]]]()
+    for through in get_args(Norm):
+        bound_of = norm_bound if through == "l2" else _row_sum
+        norms = {name: bound_of(block) for name, block in blocks.items()}
+        options.append((_combined(net, norms, norm, through), through, norms))
+    bound, through, norms = min(options, key=lambda option: option[0])
+    if not np.isfinite(bound):
         return None
-    bound_of = norm_bound if norm.input == "l2" else _row_sum
-    norms = {name: bound_of(block) for name, block in _blocks(net, norm).items()}
     return Certificate(
-        bound=_combined(net, norms, norm.input),
+        bound=bound,
         method="product",
         norm=norm,
-        region=region,
+        region=None,
         weights_sha256=net.sha256(),
-        proof={"kind": "norms", "norms": norms},
+        proof={"kind": "norms", "through": through, "norms": norms},
         input_names=net.input_names,
         output_names=net.output_names,
     )
@@ -80,11 +91,11 @@ def product_certificate(net: PlainNet, norm: NormPair, region: Box | None = None
 
 def check(net: PlainNet, certificate: Certificate) -> bool:
     """Check a certificate of kind "norms": each stored norm is proved, and their combination is below the bound."""
-    norm, norms = certificate.norm, certificate.proof["norms"]
-    blocks = _blocks(net, norm)
-    if norm.input != norm.output or set(norms) != set(blocks):
+    pair, norms, through = certificate.norm, certificate.proof["norms"], certificate.proof["through"]
+    blocks = _blocks(net, pair)
+    if through not in get_args(Norm) or set(norms) != set(blocks):
         return False
-    holds = norm_at_most if norm.input == "l2" else (lambda block, bound: _row_sum(block) <= bound)
-    return all(holds(blocks[name], norms[name]) for name in blocks) and (
-        _combined(net, norms, norm.input) <= certificate.bound
+    holds = norm_at_most if through == "l2" else (lambda block, bound: _row_sum(block) <= bound)
+    return all(0 <= norms[name] < np.inf and holds(blocks[name], norms[name]) for name in blocks) and (
+        _combined(net, norms, pair, through) <= certificate.bound
     )
