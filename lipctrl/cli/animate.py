@@ -28,6 +28,7 @@ def animation(env_id: str, trace: Trace) -> str | None:
     # Shadows, reflections and multisampling cost a factor of fifteen under software rendering.
     model.vis.quality.shadowsize = 0
     model.vis.quality.offsamples = 0
+    model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.5, 0.8
     data, frames = mujoco.MjData(model), []
     with renderer:
         for state in states[np.linspace(0, len(states) - 1, min(FRAMES, len(states))).astype(int)]:

@@ -17,6 +17,7 @@ from lipctrl.cli.loading import load_network
 from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate
 from lipctrl.config import nearest, parse
 from lipctrl.evaluation.report import Section, write
+from lipctrl.evaluation.summary import Row
 from lipctrl.files import RequirementFailed, UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.runs import Run, package_versions
@@ -104,6 +105,12 @@ def provenance(seed: int) -> dict[str, str]:
     return {"seed": str(seed), **{f"version of {name}": value for name, value in package_versions().items()}}
 
 
+def _return(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{row.mean:.4g}" + (f" ({row.failures}/{row.episodes})" if row.failures else "")
+
+
 def show(section: Section) -> None:
     """Print sensitivity, the closed-form comparison and the headline numbers of a section."""
     console = Console()
@@ -111,18 +118,20 @@ def show(section: Section) -> None:
     for x in section.sensitivity:
         table.add_row(x["policy"], f"[{x['lower']:.5g}, {x['upper']:.5g}]".replace("[", "\\["), x["method"])
     console.print(table)
-    table = Table("policy", "attack", "radius", "mean return", "worst", "failures", "action change: found", "proved")
-    for row in section.table:
-        table.add_row(
-            row.policy,
-            row.attack,
-            f"{row.radius:g}",
-            f"{row.mean:.6g}",
-            f"{row.worst:.6g}",
-            f"{row.failures}/{row.episodes}",
-            f"{row.deviation:.4g}",
-            "" if row.certified is None else f"{row.certified:.4g}",
-        )
+    radii = sorted({row.radius for row in section.table})
+    columns = [f"radius {radius:g}" for radius in radii]
+    table = Table("policy", "attack", *columns, title=f"{section.title}: mean return (failed episodes)")
+    for policy, attack in dict.fromkeys((row.policy, row.attack) for row in section.table):
+        own = {row.radius: row for row in section.table if (row.policy, row.attack) == (policy, attack)}
+        table.add_row(policy, attack, *[_return(own.get(radius)) for radius in radii])
+    console.print(table)
+    table = Table("policy", *columns, title=f"{section.title}: change of the action, found / proved")
+    for policy in dict.fromkeys(row.policy for row in section.table):
+        cells = []
+        for radius in radii:
+            at = [row for row in section.table if (row.policy, row.radius) == (policy, radius)]
+            cells.append(f"{max(row.deviation for row in at):.4g} / {at[0].certified:.4g}")
+        table.add_row(policy, *cells)
     console.print(table)
     if section.exact:
         table = Table("radius", "extra cost found", "closed form", "found / closed form", title="LQR expert under MAD")

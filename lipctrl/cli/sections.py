@@ -44,6 +44,10 @@ class Plan:
     episodes: int
     seed: int
 
+    def radii_of(self, attack: str) -> tuple[float, ...]:
+        """The radii at which an attack runs: the nominal loop has none but zero."""
+        return (0.0,) if attack == "none" else self.radii
+
 
 def evaluate(
     plan: Plan, contenders: Sequence[Contender], *, expert: Expert | None, animate: bool, facts: Mapping[str, Any]
@@ -66,7 +70,7 @@ def evaluate(
                     PlainPolicy(contender.net),
                     ATTACKS[attack][0](),
                     plan.threat,
-                    plan.radii,
+                    plan.radii_of(attack),
                     episodes=plan.episodes,
                     seed=plan.seed,
                     progress=advance,
@@ -114,10 +118,12 @@ def evaluate(
 def _rows(plan: Plan, contender: Contender, results: Mapping[tuple[str, str], Rollouts]) -> list[Row]:
     scale = plan.threat.ball(np.zeros(1)).scale
     bound = contender.bracket.upper.bound
-    proved = [certified_deviation(bound, plan.threat.norm, radius, scale) for radius in plan.radii]
-    return [
-        row for attack in plan.attacks for row in rows(contender.name, attack, results[contender.name, attack], proved)
-    ]
+    table = []
+    for attack in plan.attacks:
+        radii = plan.radii_of(attack)
+        proved = [certified_deviation(bound, plan.threat.norm, radius, scale) for radius in radii]
+        table += rows(contender.name, attack, results[contender.name, attack], proved)
+    return table
 
 
 def _exact(plan: Plan, results: Mapping[tuple[str, str], Rollouts], expert: Expert) -> list[dict[str, float]]:
@@ -146,8 +152,8 @@ def _traces(
 ) -> list[tuple[str, Trace]]:
     strongest = plan.attacks[-1]
     chosen = [(f"{c.name}, {strongest}", results[c.name, strongest].traces[_shown(plan)]) for c in contenders]
-    nominal = results[contenders[0].name, strongest].traces[0]
-    return [(f"{contenders[0].name}, nominal", nominal), *chosen]
+    weakest = results[contenders[0].name, strongest].traces[0]
+    return [(f"{contenders[0].name}, radius {plan.radii[0]:g}", weakest), *chosen]
 
 
 def _trajectory_caption(plan: Plan) -> str:

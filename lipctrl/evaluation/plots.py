@@ -58,8 +58,7 @@ def deviation_curves(table: Sequence[Row], radius_label: str) -> str:
         found = [max(row.deviation for row in own if row.radius == radius) for radius in radii]
         proved = [next(row.certified for row in own if row.radius == radius) for radius in radii]
         axes.plot(radii, found, "-o", ms=3, color=f"C{k}", label=f"{policy}: found (witness)")
-        if all(value is not None for value in proved):
-            axes.plot(radii, [float(v or 0) for v in proved], "--", color=f"C{k}", label=f"{policy}: proved bound")
+        axes.plot(radii, proved, "--", color=f"C{k}", label=f"{policy}: proved bound")
     axes.set_xlabel(f"attack radius [{radius_label}]")
     axes.set_ylabel("largest change of the action")
     axes.grid(alpha=0.3)

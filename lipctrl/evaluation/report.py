@@ -52,9 +52,10 @@ def verdict(table: Sequence[Row], policy: str) -> str:
     own = [row for row in table if row.policy == policy]
     steps = sum(round(row.length * row.episodes) for row in own)
     worst = min(own, key=lambda row: row.mean)
-    nominal = next(row for row in own if row.attack == "none")
+    weakest = min(own, key=lambda row: row.radius)
+    start = "nominal return" if weakest.radius == 0 else f"mean return at radius {weakest.radius:g}"
     text = (
-        f"{policy}: nominal return {nominal.mean:.4g}; worst mean return found {worst.mean:.4g} "
+        f"{policy}: {start} {weakest.mean:.4g}; worst mean return found {worst.mean:.4g} "
         f"({worst.attack} at radius {worst.radius:g})."
     )
     failed = [row for row in own if row.failures]

@@ -19,7 +19,7 @@ class Row:
         mean, std, worst: of the undiscounted return over episodes.
         failures: episodes that ended before the time limit; failure_low, failure_high: 95 % Clopper-Pearson interval.
         deviation: largest |pi(s + d) - pi(s)| met, a witness.
-        certified: proved bound of the same (bound times radius in the certificate's norm), or None.
+        certified: proved bound of the same (bound times radius in the certificate's norm).
         evaluations, jacobians: what the attack spent, for all radii together.
     """
 
@@ -35,7 +35,7 @@ class Row:
     failure_low: float
     failure_high: float
     deviation: float
-    certified: float | None
+    certified: float
     evaluations: int
     jacobians: int
 
@@ -48,7 +48,7 @@ def clopper_pearson(failures: int, trials: int, confidence: float = 0.95) -> tup
     return low, high
 
 
-def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float | None]) -> list[Row]:
+def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float]) -> list[Row]:
     """Rows of one policy under one attack; `certified` holds one proved deviation per radius."""
     result = []
     for r, radius in enumerate(rollouts.radii):
