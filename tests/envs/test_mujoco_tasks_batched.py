@@ -1,0 +1,147 @@
+"""The batched stepper against gymnasium's single environments, bit for bit, disturbances included."""
+
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+
+from lipctrl.disturb.channel import Friction, GeneralisedForce, Mass, Wrench, disturbed_model
+from lipctrl.disturb.wrapper import DisturbanceWrapper
+from lipctrl.envs.mujoco_tasks import TASKS
+from lipctrl.envs.mujoco_tasks.batched import BatchedTask
+from lipctrl.files import UserError
+
+BATCH = 5
+
+
+def random_actions(space: Any, steps: int, seed: int = 0) -> Any:
+    """Random actions (steps, BATCH, m) in the precision of the space."""
+    low, high = np.broadcast_to(space.low, (BATCH, *space.shape)), np.broadcast_to(space.high, (BATCH, *space.shape))
+    return np.random.default_rng(seed).uniform(low, high, (steps, *low.shape)).astype(space.dtype)
+
+
+def single(env: gymnasium.Env[Any, Any], seed: int, actions: Any) -> list[tuple[Any, ...]]:
+    """(observation, reward, terminated, truncated) of one environment at every step, the reset first."""
+    rows: list[tuple[Any, ...]] = [(env.reset(seed=seed)[0],)]
+    for action in actions:
+        rows.append(env.step(action)[:4])
+    return rows
+
+
+def compare(batched: list[tuple[Any, ...]], reference: list[tuple[Any, ...]], row: int) -> None:
+    """Equality of every entry, NaN included."""
+    for step, (ours, theirs) in enumerate(zip(batched, reference, strict=True)):
+        for mine, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(mine[row], other, err_msg=f"step {step}, row {row}", strict=False)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("task", TASKS)
+def test_equal_to_single_environments_bit_for_bit(task: str, threads: int) -> None:
+    batch = BatchedTask(task, BATCH, threads=threads)
+    actions = random_actions(batch.action_space, 300 if threads == 1 else 40)
+    rows: list[tuple[Any, ...]] = [(batch.reset(range(10, 10 + BATCH)),)]
+    rows += [batch.step(action) for action in actions]
+    for i in range(BATCH):
+        reference = gymnasium.make(task)
+        compare(rows, single(reference, 10 + i, actions[:, i]), i)
+
+
+@pytest.mark.parametrize("task", ["Hopper-v5", "HalfCheetah-v5"])
+def test_forces_and_models_per_environment_equal_the_wrapper(task: str) -> None:
+    nominal = gymnasium.make(task).unwrapped.model  # type: ignore[attr-defined]
+    factors = np.linspace(0.5, 2.0, BATCH)
+    changes: list[Any] = [[(Mass(body="torso"), np.array([f])), (Friction(), np.array([f]))] for f in factors]
+    batch = BatchedTask(task, BATCH, models=[disturbed_model(nominal, change) for change in changes])
+    actions = random_actions(batch.action_space, 60)
+    wrenches = np.zeros((60, BATCH, nominal.nbody, 6))
+    forces = np.zeros((60, BATCH, nominal.nv))
+    rng = np.random.default_rng(1)
+    torso = nominal.body("torso").id
+    wrenches[20:40, :, torso] = rng.normal(size=(20, BATCH, 6))
+    forces[20:30] = rng.normal(size=(10, BATCH, nominal.nv))
+    rows: list[tuple[Any, ...]] = [(batch.reset(range(BATCH)),)]
+    for k, action in enumerate(actions):
+        pulse = {"wrenches": wrenches[k], "forces": forces[k]} if 20 <= k < 40 else {}
+        rows.append(batch.step(action, **pulse))
+    for i, factor in enumerate(factors):
+        env = DisturbanceWrapper(
+            gymnasium.make(task),
+            [Mass(body="torso", value=factor), Friction(value=factor), Wrench(body="torso"), GeneralisedForce()],
+        )
+        reference: list[tuple[Any, ...]] = [(env.reset(seed=i)[0],)]
+        for k in range(60):
+            env.apply("wrench", wrenches[k, i, torso])
+            env.apply("force", forces[k, i])
+            reference.append(env.step(actions[k, i])[:4])
+        compare(rows, reference, i)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_open_loop_rollout_reaches_the_states_that_stepping_reaches(task: str) -> None:
+    batch = BatchedTask(task, BATCH)
+    actions = random_actions(batch.action_space, 50)
+    wrenches = np.zeros((50, BATCH, batch.models[0].nbody, 6))
+    wrenches[10:30, :, 1, 0] = 0.5
+    batch.reset(range(BATCH))
+    for action, wrench in zip(actions[:5], wrenches[:5], strict=True):
+        batch.step(action, wrenches=wrench)
+    planned = batch.rollout(actions[5:].swapaxes(0, 1), wrenches=wrenches[5:].swapaxes(0, 1))
+    for k in range(5, 50):
+        batch.step(actions[k], wrenches=wrenches[k])
+        reached = np.concatenate([batch._batch["qpos"], batch._batch["qvel"]], axis=1)
+        np.testing.assert_array_equal(planned[:, k - 5], reached)
+
+
+def test_one_rollout_call_per_control_step_is_not_gymnasium_because_the_warm_start_is_lost() -> None:
+    """Why `step` does not use mujoco.rollout: its full physics state lacks the start of the constraint solver."""
+    batch = BatchedTask("HalfCheetah-v5", BATCH)
+    actions = random_actions(batch.action_space, 40)
+    batch.reset(range(BATCH))
+    model, full = batch.models[0], mujoco.mjtState.mjSTATE_FULLPHYSICS.value
+    state = np.empty((BATCH, mujoco.mj_stateSize(model, full)))
+    for i, data in enumerate(batch._datas):
+        mujoco.mj_getState(model, data, state[i], full)
+    for action in actions:
+        control = np.repeat(action[:, None].astype(np.float64), 5, axis=1)
+        state = batch._rollout.rollout(model, batch._scratch, state, control)[0][:, -1]
+        batch.step(action)
+    reached = np.concatenate([batch._batch["qpos"], batch._batch["qvel"]], axis=1)
+    error = np.abs(state[:, 1 : 1 + 18] - reached).max()
+    assert 0 < error < 0.1
+
+
+def test_rows_reset_alone_and_truncation_counts_per_row() -> None:
+    batch = BatchedTask("InvertedPendulum-v5", 2)
+    batch.limit = 3
+    batch.reset([0, 1])
+    still = np.zeros((2, 1), dtype=np.float32)
+    for _ in range(2):
+        batch.step(still)
+    first = batch.reset([7], rows=[1])
+    np.testing.assert_array_equal(first[0], gymnasium.make("InvertedPendulum-v5").reset(seed=7)[0])
+    np.testing.assert_array_equal(batch.step(still)[3], [True, False])
+    np.testing.assert_array_equal(batch.elapsed, [3, 1])
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match="batched stepping knows"):
+        BatchedTask("Swimmer-v5", 2)
+    with pytest.raises(UserError, match="no environment 'Hoper-v5'"):
+        BatchedTask("Hoper-v5", 2)
+    with pytest.raises(UserError, match="batch >= 1"):
+        BatchedTask("Hopper-v5", 0)
+    other = gymnasium.make("HalfCheetah-v5").unwrapped.model  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="structure and time step"):
+        BatchedTask("Hopper-v5", 2, models=[other, other])
+    batch = BatchedTask("Hopper-v5", 2)
+    with pytest.raises(UserError, match=r"actions needs shape \(2, 3\), found \(3,\)"):
+        batch.step(np.zeros(3))
+    with pytest.raises(UserError, match=r"wrenches needs shape \(2, 5, 6\), found \(2, 6\)"):
+        batch.step(np.zeros((2, 3)), wrenches=np.zeros((2, 6)))
+    with pytest.raises(UserError, match=r"actions needs shape \(2, steps, 3\)"):
+        batch.rollout(np.zeros((2, 3)))
+    with pytest.raises(UserError, match="one seed per row"):
+        batch.reset([0])
