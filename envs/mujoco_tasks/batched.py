@@ -1,10 +1,10 @@
 """BatchedTask: many copies of a MuJoCo task, one call per control step, bit-equal to gymnasium's single environment.
 
 What bit equality needs was measured. The solver of MuJoCo's constraints starts each physics step from the accelerations
-of the one before (`qacc_warmstart`). `mujoco.rollout` takes this warm start but does not return it, and its full physics
-state does not hold it; chaining one rollout call per control step therefore drifts from gymnasium (after 40 random
-control steps 1e-14 on Hopper, 1e-4 on HalfCheetah), and site positions, contact forces and centres of mass, which
-gymnasium reads from the last stage of the integrator, cannot be had from it at all. So:
+of the one before (`qacc_warmstart`). `mujoco.rollout` takes this warm start but does not return it, and its full
+physics state does not hold it; chaining one rollout call per control step therefore drifts from gymnasium (after 40
+random control steps 1e-14 on Hopper, 1e-4 on HalfCheetah), and site positions, contact forces and centres of mass,
+which gymnasium reads from the last stage of the integrator, cannot be had from it at all. So:
 
 * `step` (closed loop) keeps one MjData per environment and calls `mj_step` for `frame_skip` physics steps on each, on
   a pool of threads (MuJoCo releases the interpreter lock); everything gymnasium reads is there. On one thread this is
@@ -15,7 +15,7 @@ gymnasium reads from the last stage of the integrator, cannot be had from it at 
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import mujoco
@@ -63,7 +63,7 @@ class BatchedTask:
             env = gymnasium.make(env_id)
         except gymnasium.error.Error as error:
             raise UserError(f"no environment {env_id!r}: {error}") from error
-        self._task: Any = env.unwrapped
+        self._task = cast(Any, env.unwrapped)  # a MujocoEnv, checked by formulas_of
         self._formulas = formulas_of(self._task)
         self.batch, self.limit = batch, env.spec.max_episode_steps if env.spec is not None else None
         self.observation_space, self.action_space = env.observation_space, env.action_space

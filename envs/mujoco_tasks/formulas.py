@@ -77,7 +77,7 @@ def _forward_position(task: Any, batch: Batch) -> Array:
 
 def _forward_reward(task: Any, batch: Batch, mark: Array) -> Array:
     velocity: Array = (batch["qpos"][:, 0] - mark) / task.dt
-    return task._forward_reward_weight * velocity
+    return np.asarray(task._forward_reward_weight * velocity)
 
 
 def _effort(task: Any, squared: NDArray[Any]) -> NDArray[Any]:
@@ -85,7 +85,7 @@ def _effort(task: Any, squared: NDArray[Any]) -> NDArray[Any]:
 
 
 def _skipping(task: Any, count: int, position: Array) -> Array:
-    return position[:, count:] if task._exclude_current_positions_from_observation else position
+    return position[:, count if task._exclude_current_positions_from_observation else 0 :]
 
 
 # ---- inverted pendulum
@@ -104,7 +104,7 @@ def _pendulum_judge(task: Any, batch: Batch, mark: Array, action: Any, seen: Arr
 
 
 def _squares(values: Array) -> Array:
-    """Squares by the C library's pow, as for numpy scalars; numpy's arrays multiply, which may differ in the last bit."""
+    """Squares by the C library's pow, as numpy's scalars do; its arrays multiply, which may differ in the last bit."""
     return np.array([value**2 for value in values.tolist()])
 
 
@@ -197,7 +197,7 @@ def _cheetah_judge(task: Any, batch: Batch, mark: Array, action: Any, seen: Arra
 
 
 def _ant_contacts(task: Any, batch: Batch) -> Array:
-    return np.clip(batch["cfrc_ext"], *task._contact_force_range)
+    return np.asarray(np.clip(batch["cfrc_ext"], *task._contact_force_range))
 
 
 def _ant_observe(task: Any, batch: Batch) -> Array:
@@ -244,7 +244,7 @@ def _humanoid_observe(task: Any, batch: Batch) -> Array:
 
 def _humanoid_centre(task: Any, batch: Batch) -> Array:
     moments = np.einsum("nb,nbj->nj", batch.body_mass, batch["xipos"])
-    return (moments / batch.body_mass.sum(axis=1, keepdims=True))[:, :2]
+    return np.asarray((moments / batch.body_mass.sum(axis=1, keepdims=True))[:, :2])
 
 
 def _humanoid_judge(task: Any, batch: Batch, mark: Array, action: Any, seen: Array) -> tuple[Array, Flags]:
