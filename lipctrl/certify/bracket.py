@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from lipctrl.certify.certificate import Box, Certificate, Witness
-from lipctrl.certify.eclipse import eclipse_fast
+from lipctrl.certify.eclipse import eclipse, eclipse_fast
 from lipctrl.certify.linf import linf_certificate
 from lipctrl.certify.lipsdp import Mode, lipsdp
 from lipctrl.certify.lmi import certify_with, own_multipliers
@@ -37,6 +37,7 @@ GLOBAL: dict[str, Method] = {
     "product": product_certificate,
     "own": own_certificate,
     "eclipse-fast": eclipse_fast,
+    "eclipse": eclipse,
     "lipsdp-layer": partial(lipsdp_any, mode="layer"),
     "lipsdp-neuron": partial(lipsdp_any, mode="neuron"),
 }

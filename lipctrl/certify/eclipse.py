@@ -8,7 +8,8 @@ multiplier m give the same statement for a' with
 ECLipsE-Fast takes one multiplier per layer, m = h / ((h + |c|) largest eigenvalue of P), which maximises the smallest
 eigenvalue of X_k; for slopes [0, 1] this is the paper's closed form, for other intervals it follows in the same way.
 ECLipsE chooses the multipliers of a layer by the small semidefinite program that looks one layer ahead: that is
-LipSDP-Neuron for the network W_{k+1} phi(W_k X_{k-1}^-1/2 .).
+LipSDP-Neuron for the network W_{k+1} phi(S_k u) with S_k S_k' = P, whose increments satisfy v'Kv <= |du|^2 in loop
+form, so that the next P is Y K^-1 Y'.
 
 The multipliers are only a proposal: the bound is proved by the matrix inequality of `certify.lmi`.
 """
@@ -16,6 +17,7 @@ The multipliers are only a proposal: the bound is proved by the matrix inequalit
 import numpy as np
 from numpy.typing import NDArray
 
+from lipctrl.certify.barrier import solve
 from lipctrl.certify.certificate import Certificate
 from lipctrl.certify.lmi import certify_with
 from lipctrl.certify.loop_form import LoopForm, loop_form
@@ -23,6 +25,7 @@ from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
 Array = NDArray[np.float64]
+L2 = NormPair()
 INSIDE = 1 - 1e-6  # relative distance of the multipliers from values where X_k would be singular
 
 
@@ -82,3 +85,33 @@ def eclipse_fast(net: PlainNet, norm: NormPair) -> Certificate | None:
     if multipliers is None:
         return None
     return certify_with(net, form, multipliers, method="eclipse-fast", norm=norm)
+
+
+def eclipse_multipliers(net: PlainNet, form: LoopForm, norm: NormPair, *, tolerance: float = 1e-5) -> Array | None:
+    """Multipliers of ECLipsE in the scale of the loop form; None if the network is not a plain MLP."""
+    if not net.is_mlp:
+        return None
+    weights = _weights(net, norm)
+    root, rho, proposal = weights[0], 1.0, np.zeros(form.multipliers)
+    for k, activation in enumerate(net.activations):
+        following = weights[k + 1]
+        sub = loop_form(
+            PlainNet.mlp([root, following], [np.zeros(len(root)), np.zeros(len(following))], activation), L2
+        )
+        p, mu = solve(sub, sub.group, "l2", tolerance=tolerance)
+        members = np.unique(form.group[form.layer == k + 1])
+        proposal[members], rho = mu / float(p[0]), float(p[0])
+        y = sub.Y.mid
+        metric = sub.matrix(proposal[members]).mid + y.T @ y
+        metric[np.diag_indices(sub.inputs)] += 1
+        values, vectors = np.linalg.eigh(y @ np.linalg.solve(metric, y.T))
+        kept = values > 1e-14 * values[-1]
+        root = vectors[:, kept] * np.sqrt(values[kept])
+    return proposal * rho * (1 + 1e-6)
+
+
+def eclipse(net: PlainNet, norm: NormPair) -> Certificate | None:
+    """The ECLipsE certificate (l2 -> l2); None where the method does not apply."""
+    form = loop_form(net, norm)
+    multipliers = eclipse_multipliers(net, form, norm) if (norm.input, norm.output) == ("l2", "l2") else None
+    return None if multipliers is None else certify_with(net, form, multipliers, method="eclipse", norm=norm)

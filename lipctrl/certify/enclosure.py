@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-UNIT = 2.0**-53
-FLOOR = 2.0**-400  # no smaller norm is claimed: its square must stay far above what underflow loses
+UNIT: float = 2.0**-53
+FLOOR: float = 2.0**-400  # no smaller norm is claimed: its square must stay far above what underflow loses
 SLACKS = (1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
-TINY = 2.0**-1000  # far above anything that underflow can lose in sums of fewer than 2^60 terms
+TINY: float = 2.0**-1000  # far above anything that underflow can lose in sums of fewer than 2^60 terms
 
 
 def gamma(k: int) -> float:

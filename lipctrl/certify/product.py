@@ -40,7 +40,7 @@ def _blocks(net: PlainNet, norm: NormPair) -> dict[str, Enclosure]:
 def lipschitz_constant(activation: Activation, norm: Norm) -> float:
     """Upper bound of an activation's own Lipschitz constant, rounded up (1 for sorting, in every absolute norm)."""
     if activation.is_scalar:
-        return max(abs(s) for s in activation.slopes)
+        return float(max(abs(s) for s in activation.slopes))
     if activation.vectors is None:
         return 1.0
     v = activation.vectors
