@@ -78,10 +78,10 @@ def main(arguments: Sequence[str]) -> None:
                 f"{env.observation_space.shape} and {env.action_space.shape}"
             )
         contenders.append(contender("expert" if name == "lqr" else name, net, env_names=signal_names(env)))
-    run = Run.create(settings.out, f"evaluate-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
     scale = next((c.net.input_scale for c in contenders if c.net.input_scale is not None), None)
     deviation = scale if scale is not None else deviation_of(contenders[0].net, env)
     threat = Threat.parse(settings.threat, deviation, signal_names(env)[0])
+    run = Run.create(settings.out, f"evaluate-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
     plan = Plan(settings.env, threat, settings.radii, settings.attacks, settings.episodes, settings.seed)
     section = evaluate(plan, contenders, expert=expert, animate=True, facts={})
     page = write(run.path, f"lipctrl evaluate, {settings.env}", [section], provenance(settings.seed))

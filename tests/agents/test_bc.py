@@ -84,7 +84,7 @@ def test_one_update_is_one_adam_step_on_the_relative_loss(demos: Demonstrations)
     x, u = twin._batch(0)
     loss = ((twin.policy(x) - u) ** 2).mean() / 2 / (twin._train[1] ** 2).mean()
     gradients = torch.autograd.grad(loss, list(twin.policy.parameters()))
-    assert model.train(1e-3) == pytest.approx(float(loss), rel=1e-6)
+    assert model.train(1e-3) == pytest.approx(loss.item(), rel=1e-6)
     # Adam's first step is the learning rate times the sign of the gradient (where it is not tiny).
     for before, after, gradient in zip(twin.policy.parameters(), model.policy.parameters(), gradients, strict=True):
         clear = gradient.abs() > 1e-5

@@ -155,7 +155,7 @@ BAD: dict[str, Bad] = {
     "output exists": (["train", "bc", "--demos", "{demos}", "--out", "{run}"], "exists"),
     "output file exists": (["demos", "collect", "--env", DI, "--out", "{demos}"], "exists"),
     "no network": (["certify", "{new}"], "nothing at"),
-    "not a network": (["certify", "{demos}"], "not a whole"),
+    "not a network": (["certify", "{demos}"], "expected 'lipctrl-plainnet-1'"),
     "unknown method": (["certify", "{run}", "--method", "lipsdp-network"], "method"),
     "region": (["certify", "{run}", "--region", "0:1"], "intervals"),
     "negative radius": (["evaluate", "{run}", "--radii", "-0.1"], "negative"),
