@@ -263,6 +263,20 @@ def test_noise_has_its_deviation_per_component_and_does_not_touch_the_environmen
     assert np.abs(np.corrcoef(np.array(error)[:, [0, 2, 3]].T) - np.eye(3)).max() < 0.1
 
 
+def test_without_a_seed_noise_leaves_the_environment_draws_alone() -> None:
+    noisy, plain = DisturbanceWrapper(Integrator(), [SensorNoise(value=(1.0,))]), Integrator()
+    states = [noisy.reset()[1]["state"]]
+    states += [noisy.reset()[1]["state"] for _ in range(3)]
+    first = plain.reset(seed=noisy.unwrapped.np_random_seed)[1]["state"]
+    assert states == [first, *[plain.reset()[1]["state"] for _ in range(3)]]
+
+
+def test_zero_noise_keeps_even_the_sign_of_zero() -> None:
+    env = DisturbanceWrapper(Integrator(), [SensorNoise(), SensorBias()])
+    observation, _ = env.reset(seed=0, options={"state": [-0.0]})
+    assert np.signbit(observation[0])
+
+
 def test_friction_applied_during_an_episode_lasts_until_the_reset() -> None:
     env = DisturbanceWrapper(gymnasium.make("Hopper-v5"), [Friction(value=0.8), ActuatorGain()])
     task = env.unwrapped

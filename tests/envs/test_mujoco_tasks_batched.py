@@ -63,7 +63,10 @@ def test_forces_and_models_per_environment_equal_the_wrapper(task: str) -> None:
     wrenches[20:40, :, torso] = rng.normal(size=(20, BATCH, 6))
     forces[20:30] = rng.normal(size=(10, BATCH, nominal.nv))
     rows: list[tuple[Any, ...]] = [(batch.reset(range(BATCH)),)]
+    planned = batch.rollout(actions[:20].swapaxes(0, 1))
     for k, action in enumerate(actions):
+        if k == 20:
+            np.testing.assert_array_equal(planned[:, -1, : nominal.nq], batch._batch["qpos"])
         pulse = {"wrenches": wrenches[k], "forces": forces[k]} if 20 <= k < 40 else {}
         rows.append(batch.step(action, **pulse))
     for i, factor in enumerate(factors):
@@ -111,6 +114,30 @@ def test_one_rollout_call_per_control_step_is_not_gymnasium_because_the_warm_sta
     reached = np.concatenate([batch._batch["qpos"], batch._batch["qvel"]], axis=1)
     error = np.abs(state[:, 1 : 1 + 18] - reached).max()
     assert 0 < error < 0.1
+
+
+def test_a_runaway_hopper_terminates_as_in_gymnasium() -> None:
+    batch, env = BatchedTask("Hopper-v5", 2), gymnasium.make("Hopper-v5")
+    batch.reset([0, 0])
+    env.reset(seed=0)
+    for data in (batch._datas[1], env.unwrapped.data):  # type: ignore[attr-defined]
+        data.qvel[0] = 150.0  # beyond gymnasium's range for a healthy state, height and angle still fine
+    _, rewards, terminated, _ = batch.step(np.zeros((2, 3), dtype=np.float32))
+    _, reward, fallen, _, _ = env.step(np.zeros(3, dtype=np.float32))
+    assert terminated.tolist() == [False, fallen] and fallen
+    assert rewards[1] == reward
+
+
+def test_an_ant_that_is_not_finite_is_not_healthy() -> None:
+    batch, env = BatchedTask("Ant-v5", 2), gymnasium.make("Ant-v5").unwrapped
+    batch.reset([0, 0])
+    env.reset(seed=0)
+    for data in (batch._datas[1], env.data):  # type: ignore[attr-defined]
+        data.qpos[9] = np.nan
+    judge = batch._formulas.judge
+    _, terminated = judge(batch._task, batch._batch, np.zeros((2, 2)), np.zeros((2, 8)), np.zeros(0))
+    assert terminated.tolist() == [False, not env.is_healthy]  # type: ignore[attr-defined]
+    assert terminated[1]
 
 
 def test_rows_reset_alone_and_truncation_counts_per_row() -> None:
