@@ -85,7 +85,7 @@ def show(title: str, bracket: Bracket, net: PlainNet) -> None:
         console.print(f"float64 execution adds at most {upper.execution_error:.3g} to a difference of outputs")
     if upper.norm.input_scale is None and upper.norm.output_scale is None:
         if net.input_names:
-            console.print(f"inputs: {', '.join(net.input_names)}; outputs: {', '.join(net.output_names)}")
+            console.print(f"inputs: {', '.join(net.input_names)}; outputs: {', '.join(net.output_names)}", markup=False)
     elif net.input_scale is not None:
         console.print(f"one input unit is: {', '.join(f'{s:.4g}' for s in net.input_scale)}")
 
