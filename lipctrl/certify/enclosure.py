@@ -129,10 +129,10 @@ def is_positive_definite(matrix: Enclosure) -> float | None:
     shift = (row_sums.max(initial=0.0) + ratio * diagonal.sum()) * (1 + (n + 16) * 8 * UNIT) + underflow
     mid[np.diag_indices(n)] = np.nextafter(diagonal - shift, -np.inf)
     try:
-        np.linalg.cholesky(mid)
+        factor = np.linalg.cholesky(mid)
     except np.linalg.LinAlgError:
         return None
-    return float(shift)
+    return float(shift) if np.isfinite(factor).all() else None
 
 
 def norm_at_most(matrix: Enclosure, bound: float) -> bool:

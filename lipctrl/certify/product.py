@@ -43,12 +43,12 @@ def lipschitz_constant(activation: Activation, norm: Norm) -> float:
         return float(max(abs(s) for s in activation.slopes))
     if activation.vectors is None:
         return 1.0
-    v = activation.vectors
+    v, size = activation.vectors, activation.group_size
     if norm == "l2":  # reflections I - 2 v v' have the eigenvalues 1 and 1 - 2 |v|^2
         worst = float(np.max(np.abs(1 - 2 * (v**2).sum(1))))
     else:
-        worst = float(np.abs(np.eye(v.shape[1]) - 2 * v[:, :, None] * v[:, None, :]).sum(-1).max())
-    return max(1.0, float(worst) * (1 + (v.shape[1] + 8) * 8 * UNIT) + (v.shape[1] + 8) * 8 * UNIT)
+        worst = float(np.abs(np.eye(size) - 2 * v[:, :, None] * v[:, None, :]).sum(-1).max())
+    return max(1.0, worst * (1 + (size + 8) * 8 * UNIT) + (size + 8) * 8 * UNIT)
 
 
 def _row_sum(block: Enclosure) -> float:
