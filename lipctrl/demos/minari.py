@@ -84,11 +84,14 @@ def to_minari(demos: Demonstrations, dataset_id: str) -> Path:
                 infos={},
             )
         )
+    env = gymnasium.envs.registration.EnvSpec.from_json(str(spec))
     try:
         dataset = minari.create_dataset_from_buffers(
             dataset_id,
             buffers,
-            env=gymnasium.envs.registration.EnvSpec.from_json(str(spec)),
+            env=env,
+            eval_env=env,
+            description=f"Recorded by lipctrl from {demos.provenance.get('expert')}",
             algorithm_name=str(demos.provenance.get("expert", "unknown"))[:60],
             author="lipctrl",
             author_email="none",
