@@ -7,8 +7,8 @@ random control steps 1e-14 on Hopper, 1e-4 on HalfCheetah), and site positions, 
 which gymnasium reads from the last stage of the integrator, cannot be had from it at all. So:
 
 * `step` (closed loop) keeps one MjData per environment and calls `mj_step` for `frame_skip` physics steps on each, on
-  a pool of threads (MuJoCo releases the interpreter lock); everything gymnasium reads is there. On one thread this is
-  as fast as rollout, which runs the same physics.
+  a pool of threads (MuJoCo releases the interpreter lock); everything gymnasium reads is there. On one thread, reward
+  and observation included, this keeps 9 tenths of the speed of rollout's bare physics (benchmarks/rollout_speed.py).
 * `rollout` (open loop) hands whole sequences of controls and wrenches to `mujoco.rollout` in one call, with the warm
   start of now; inside one call the warm start is carried on, so its states are those that `step` would reach.
 """
@@ -78,7 +78,8 @@ class BatchedTask:
         self._datas = [mujoco.MjData(model) for model in self.models]
         self._batch = Batch(self.models, self._datas)
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._chunks = [range(batch)[i::threads] for i in range(threads)]
+        pairs = list(zip(self.models, self._datas, strict=True))
+        self._chunks = [pairs[i::threads] for i in range(threads)]
         self._rollout = Rollout(nthread=threads if threads > 1 else 0)
         self._scratch = [mujoco.MjData(nominal) for _ in range(threads)]
         self.elapsed = np.zeros(batch, dtype=np.int64)
@@ -184,10 +185,10 @@ class BatchedTask:
         for view, value in zip(views, values, strict=True):
             view[:] = value
 
-    def _advance(self, rows: range) -> None:
+    def _advance(self, chunk: list[tuple[Any, Any]]) -> None:
         """Physics of some rows; runs in a thread."""
         skip, contacts = self._task.frame_skip, self._formulas.contacts
-        for row in rows:
-            mujoco.mj_step(self.models[row], self._datas[row], skip)
+        for model, data in chunk:
+            mujoco.mj_step(model, data, skip)
             if contacts:
-                mujoco.mj_rnePostConstraint(self.models[row], self._datas[row])
+                mujoco.mj_rnePostConstraint(model, data)

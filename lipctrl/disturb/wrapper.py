@@ -106,7 +106,7 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         """
         starting = {name for name, channel in self.channels.items() if channel.lasts == "reset"} & set(self._next)
         self._now = self._own | {name: self._next.pop(name) for name in starting}
-        if self._task is not None:
+        if self._task is not None and self._scales:
             self._task.model = disturbed_model(self._nominal, [(c, self._now[c.name]) for c in self._scales])
         observation, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
