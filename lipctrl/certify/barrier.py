@@ -225,5 +225,6 @@ def solve(
     program = _program(form, group, norm)
     inputs = program.spread.shape[1]
     x = np.concatenate([np.full(inputs, 1.3 * rho + 1e-150), mu])
-    x = minimise(program, x, tolerance=tolerance)
+    if form.Y.mid.any():  # else the optimum is zero, and no relative gap is ever small
+        x = minimise(program, x, tolerance=tolerance)
     return x[:inputs], spread_out(form, group, x[inputs:])

@@ -48,7 +48,7 @@ def fast_multipliers(net: PlainNet, form: LoopForm, norm: NormPair) -> Array | N
     inverse, proposal = np.eye(net.input_size), np.zeros(form.multipliers)
     for k, w in enumerate(weights[:-1]):
         p = w @ inverse @ w.T
-        largest = max(float(np.linalg.eigvalsh((p + p.T) / 2)[-1]), 1e-300)
+        largest = max(float(np.linalg.eigvalsh((p + p.T) / 2)[-1]), 1e-100)
         activation = net.activations[k]
         low, high = activation.slopes if activation.is_scalar else (-1.0, 1.0)
         c, h = (low + high) / 2, (high - low) / 2

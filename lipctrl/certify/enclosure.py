@@ -110,12 +110,12 @@ def is_positive_definite(matrix: Enclosure) -> float | None:
 
     If the floating-point Cholesky factorisation of B runs to completion, then the smallest eigenvalue of B is above
     -c with c = gamma_{n+2} / (1 - gamma_{n+2}) tr(B) plus an underflow term (Rump, BIT 46, 2006). It is run on
-    mid - s I with s at least c plus a norm of the radius, the largest row sum. Only lower triangles are read. Rows and
-    columns are first scaled by powers of two, which is exact up to underflow, so that widely spread diagonals do not
-    enlarge s.
+    mid - c I - D, where D is the diagonal of the radius' row sums: a symmetric E with |E| <= rad has x'Ex <= x'Dx. Only
+    lower triangles are read. Rows and columns are first scaled by powers of two, which is exact up to underflow, so
+    that widely spread diagonals do not enlarge c.
 
     Returns:
-        The shift s if the proof succeeds, else None.
+        The largest entry of c I + D (after scaling) if the proof succeeds, else None.
     """
     n = len(matrix.mid)
     if not (np.isfinite(matrix.mid).all() and np.isfinite(matrix.rad).all()) or (np.diag(matrix.mid) <= 0).any():
@@ -126,13 +126,13 @@ def is_positive_definite(matrix: Enclosure) -> float | None:
     row_sums = np.tril(rad).sum(1) + np.tril(rad, -1).sum(0)
     ratio = gamma(n + 2) / (1 - gamma(n + 2))
     underflow = n * n * max(TINY, float(scale.max()) * 2.0**-1070)
-    shift = (row_sums.max(initial=0.0) + ratio * diagonal.sum()) * (1 + (n + 16) * 8 * UNIT) + underflow
+    shift = (row_sums + ratio * diagonal.sum()) * (1 + (n + 16) * 8 * UNIT) + underflow
     mid[np.diag_indices(n)] = np.nextafter(diagonal - shift, -np.inf)
     try:
         factor = np.linalg.cholesky(mid)
     except np.linalg.LinAlgError:
         return None
-    return float(shift) if np.isfinite(factor).all() else None
+    return float(shift.max()) if np.isfinite(factor).all() else None
 
 
 def norm_at_most(matrix: Enclosure, bound: float) -> bool:

@@ -6,7 +6,7 @@ layer. The variant of the paper that couples neurons is unsound (a ReLU network 
 not offered.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from lipctrl.certify.certificate import Box, Certificate
 from lipctrl.certify.eclipse import fast_multipliers
 from lipctrl.certify.lmi import certify_with, own_multipliers, slopes_on
 from lipctrl.certify.loop_form import LoopForm, loop_form
+from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
@@ -35,6 +36,8 @@ def _starts(net: PlainNet, form: LoopForm, group: Groups, norm: NormPair) -> lis
 
 def grouping(form: LoopForm, mode: Mode) -> Groups:
     """Multiplier of each nonlinearity, shape (N,)."""
+    if mode not in get_args(Mode):
+        raise UserError(f"unknown LipSDP mode {mode!r}; known: {', '.join(get_args(Mode))}")
     if mode == "neuron" or not len(form.layer):
         return form.group
     return np.asarray(np.unique(form.layer, return_inverse=True)[1], dtype=np.int64)
