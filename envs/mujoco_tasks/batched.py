@@ -39,7 +39,7 @@ class BatchedTask:
     Attributes:
         batch: number of environments.
         observation_space, action_space: of one environment.
-        models: MjModel of each environment.
+        models: MjModel of each environment; friction, damping and gain may be changed between steps.
         limit: control steps after which an episode is truncated; None: never.
         elapsed: control steps of each row since its reset, shape (batch,).
     """
@@ -119,7 +119,7 @@ class BatchedTask:
             Observations (batch, n), rewards (batch,), terminated (batch,), truncated (batch,).
 
         Raises:
-            UserError: an array of wrong shape.
+            UserError: an array of wrong shape or not finite.
         """
         actions = np.asarray(actions)
         self._write("ctrl", "actions", actions)
@@ -182,6 +182,8 @@ class BatchedTask:
         views = self._batch.views(field)
         if values.shape != (self.batch, *views[0].shape):
             raise UserError(f"{name} needs shape {(self.batch, *views[0].shape)}, found {values.shape}")
+        if not np.isfinite(values).all():
+            raise UserError(f"{name} must be finite, found {values[~np.isfinite(values)][0]}")
         for view, value in zip(views, values, strict=True):
             view[:] = value
 

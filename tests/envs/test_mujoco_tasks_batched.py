@@ -49,6 +49,45 @@ def test_equal_to_single_environments_bit_for_bit(task: str, threads: int) -> No
         compare(rows, single(reference, 10 + i, actions[:, i]), i)
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "Hopper-v5": {
+        "exclude_current_positions_from_observation": False,
+        "terminate_when_unhealthy": False,
+        "healthy_reward": 0.3,
+        "forward_reward_weight": 1.7,
+    },
+    "HalfCheetah-v5": {"exclude_current_positions_from_observation": False, "ctrl_cost_weight": 0.7, "frame_skip": 3},
+    "Reacher-v5": {"reward_dist_weight": 2.5, "reward_control_weight": 0.3},
+    "Ant-v5": {
+        "exclude_current_positions_from_observation": False,
+        "include_cfrc_ext_in_observation": False,
+        "main_body": 4,
+        "contact_cost_weight": 0.1,
+    },
+    "Humanoid-v5": {
+        "include_cinert_in_observation": False,
+        "include_cvel_in_observation": False,
+        "include_qfrc_actuator_in_observation": False,
+        "include_cfrc_ext_in_observation": False,
+        "contact_cost_range": (0.1, 0.2),
+    },
+}
+
+
+@pytest.mark.parametrize("task", VARIANTS)
+def test_settings_are_read_from_the_gymnasium_task(task: str) -> None:
+    name = f"lipctrl-test/{task}"
+    spec = gymnasium.spec(task)
+    if name not in gymnasium.registry:
+        gymnasium.register(name, spec.entry_point, max_episode_steps=spec.max_episode_steps, kwargs=VARIANTS[task])
+    batch = BatchedTask(name, BATCH)
+    actions = random_actions(batch.action_space, 60)
+    rows: list[tuple[Any, ...]] = [(batch.reset(range(BATCH)),)]
+    rows += [batch.step(action) for action in actions]
+    for i in range(BATCH):
+        compare(rows, single(gymnasium.make(name), i, actions[:, i]), i)
+
+
 @pytest.mark.parametrize("task", ["Hopper-v5", "HalfCheetah-v5"])
 def test_forces_and_models_per_environment_equal_the_wrapper(task: str) -> None:
     nominal = gymnasium.make(task).unwrapped.model  # type: ignore[attr-defined]
@@ -166,6 +205,8 @@ def test_mistakes_are_named() -> None:
     batch = BatchedTask("Hopper-v5", 2)
     with pytest.raises(UserError, match=r"actions needs shape \(2, 3\), found \(3,\)"):
         batch.step(np.zeros(3))
+    with pytest.raises(UserError, match="actions must be finite, found nan"):
+        batch.step(np.full((2, 3), np.nan))
     with pytest.raises(UserError, match=r"wrenches needs shape \(2, 5, 6\), found \(2, 6\)"):
         batch.step(np.zeros((2, 3)), wrenches=np.zeros((2, 6)))
     with pytest.raises(UserError, match=r"actions needs shape \(2, steps, 3\)"):
