@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from lipctrl.certify.certificate import Box, Certificate, Witness
 from lipctrl.certify.eclipse import eclipse, eclipse_fast
@@ -16,7 +15,7 @@ from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
-Method = Callable[[PlainNet, NormPair], Certificate | None]
+Method = Callable[[PlainNet, NormPair, Box | None], Certificate | None]
 
 
 def own_certificate(net: PlainNet, norm: NormPair) -> Certificate | None:
@@ -28,19 +27,23 @@ def own_certificate(net: PlainNet, norm: NormPair) -> Certificate | None:
     return None if multipliers is None else certify_with(net, form, multipliers, method="own", norm=norm)
 
 
-def lipsdp_any(net: PlainNet, norm: NormPair, mode: Mode) -> Certificate | None:
-    """The LipSDP certificate for any pair of norms."""
-    return (lipsdp if (norm.input, norm.output) == ("l2", "l2") else linf_certificate)(net, norm, mode=mode)
+def _lipsdp(net: PlainNet, norm: NormPair, region: Box | None, mode: Mode) -> Certificate | None:
+    program = lipsdp if (norm.input, norm.output) == ("l2", "l2") else linf_certificate
+    return program(net, norm, region, mode=mode)
 
 
 GLOBAL: dict[str, Method] = {
-    "product": product_certificate,
-    "own": own_certificate,
-    "eclipse-fast": eclipse_fast,
-    "eclipse": eclipse,
-    "lipsdp-layer": partial(lipsdp_any, mode="layer"),
-    "lipsdp-neuron": partial(lipsdp_any, mode="neuron"),
+    "product": lambda net, norm, _: product_certificate(net, norm),
+    "own": lambda net, norm, _: own_certificate(net, norm),
+    "eclipse-fast": lambda net, norm, _: eclipse_fast(net, norm),
+    "eclipse": lambda net, norm, _: eclipse(net, norm),
+    "lipsdp-layer": lambda net, norm, _: _lipsdp(net, norm, None, "layer"),
+    "lipsdp-neuron": lambda net, norm, _: _lipsdp(net, norm, None, "neuron"),
 }
+LOCAL: dict[str, Method] = {
+    "lipsdp-neuron-local": lambda net, norm, region: _lipsdp(net, norm, region, "neuron"),
+}
+DOMINATED = ("eclipse", "lipsdp-layer")  # never below lipsdp-neuron: on request only
 ALIASES = {"sandwich": "own"}
 
 
@@ -67,18 +70,38 @@ class Bracket:
         return self.upper.bound / self.lower.bound if self.lower.bound > 0 else float("inf")
 
 
-def _timed(
-    net: PlainNet, norm: NormPair, method: str, progress: Callable[[str], None] | None
-) -> tuple[list[Certificate], dict[str, float]]:
+def _methods(method: str, region: Box | None) -> dict[str, Method]:
+    """The methods that a name stands for, cheapest first."""
+    known = GLOBAL | (LOCAL if region is not None else {})
     name = ALIASES.get(method, method)
-    if name != "auto" and name not in GLOBAL:
-        raise UserError(f"unknown method {method!r}; known: auto, {', '.join([*GLOBAL, *ALIASES])}")
+    if name == "auto":
+        return {key: run for key, run in known.items() if key not in DOMINATED}
+    if name in LOCAL and region is None:
+        raise UserError(f"method {method!r} needs a region")
+    if name not in known:
+        raise UserError(f"unknown method {method!r}; known: auto, {', '.join([*GLOBAL, *LOCAL, *ALIASES])}")
+    return {name: known[name]}
+
+
+def _check_sizes(net: PlainNet, norm: NormPair, region: Box | None) -> None:
+    lengths = {"input_scale": (norm.input_scale, net.input_size), "output_scale": (norm.output_scale, net.output_size)}
+    if region is not None:
+        lengths["region"] = (region.low, net.input_size)
+    for name, (found, expected) in lengths.items():
+        if found is not None and len(found) != expected:
+            raise UserError(f"{name} has {len(found)} entries; expected {expected} for this network")
+
+
+def _timed(
+    net: PlainNet, norm: NormPair, region: Box | None, method: str, progress: Callable[[str], None] | None
+) -> tuple[list[Certificate], dict[str, float]]:
+    _check_sizes(net, norm, region)
     found, seconds = list[Certificate](), dict[str, float]()
-    for key in GLOBAL if name == "auto" else [name]:
+    for key, run in _methods(method, region).items():
         if progress is not None:
             progress(key)
         start = time.perf_counter()
-        certificate = GLOBAL[key](net, norm)
+        certificate = run(net, norm, region)
         seconds[key] = time.perf_counter() - start
         if certificate is not None:
             found.append(certificate)
@@ -94,12 +117,14 @@ def upper_bounds(
         net: the network in raw units.
         norm: norms and scales; l2 -> l2 in raw units by default.
         region: where the bound must hold; everywhere by default. A global bound holds on every region.
-        method: "auto" for all that apply, or one name.
+        method: "auto" for all that apply (without the dominated ones), or one name: "product", "own" (also
+            "sandwich": the network's own multipliers), "eclipse-fast", "eclipse", "lipsdp-layer", "lipsdp-neuron", or
+            with a region a name that ends in "-local".
 
     Raises:
-        UserError: unknown method.
+        UserError: unknown method, or scales or region of the wrong length.
     """
-    return _timed(net, norm or NormPair(), method, None)[0]
+    return _timed(net, norm or NormPair(), region, method, None)[0]
 
 
 def output_net(net: PlainNet, output: int) -> PlainNet:
@@ -139,7 +164,7 @@ def certify(
     from lipctrl.certify.lower import lower_bound
 
     norm = norm or NormPair()
-    found, seconds = _timed(net, norm, method, progress)
+    found, seconds = _timed(net, norm, region, method, progress)
     if not found:
         raise UserError(f"method {method!r} gives no bound for this network in {norm}")
     start = time.perf_counter()

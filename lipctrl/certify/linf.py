@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.certify.certificate import Box, Certificate
-from lipctrl.certify.lipsdp import TOLERANCE, Mode, best_multipliers
+from lipctrl.certify.lipsdp import TOLERANCE, Mode, best_multipliers, method_name
 from lipctrl.certify.lmi import proves, slopes_on, smallest_proved
 from lipctrl.certify.loop_form import LoopForm, loop_form
 from lipctrl.nn.plain import PlainNet
@@ -65,7 +65,7 @@ def linf_certificate(
         parts.append({"multipliers": mu.tolist()} | ({} if weights is None else {"weights": weights.tolist()}))
     return Certificate(
         bound=max(bounds),
-        method=f"lipsdp-{mode}",
+        method=method_name(mode, region),
         norm=norm,
         region=region,
         weights_sha256=net.sha256(),

@@ -60,6 +60,11 @@ def best_multipliers(
     return solve(form, group, norm.input, starts=_starts(net, form, group, norm), tolerance=tolerance)
 
 
+def method_name(mode: Mode, region: Box | None) -> str:
+    """Name of the method in certificates: "lipsdp-neuron", "lipsdp-neuron-local" and so on."""
+    return f"lipsdp-{mode}" + ("" if region is None else "-local")
+
+
 def lipsdp(
     net: PlainNet,
     norm: NormPair,
@@ -77,4 +82,4 @@ def lipsdp(
         return None
     form = loop_form(net, norm, slopes_on(net, region))
     mu = best_multipliers(net, form, norm, mode=mode, tolerance=tolerance)[1]
-    return certify_with(net, form, mu, method=f"lipsdp-{mode}", norm=norm, region=region)
+    return certify_with(net, form, mu, method=method_name(mode, region), norm=norm, region=region)
