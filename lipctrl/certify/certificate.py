@@ -32,6 +32,8 @@ FORMAT = "lipctrl-certificate-1"
 
 # Kind of proof -> "module:function" that checks it; each function takes (net, certificate) and returns a bool.
 CHECKS = {
+    "branches": "lipctrl.certify.branch:check",
+    "jacobian": "lipctrl.certify.jacobian:check",
     "lmi": "lipctrl.certify.lmi:check",
     "lmi-linf": "lipctrl.certify.linf:check",
     "norms": "lipctrl.certify.product:check",
