@@ -1,0 +1,186 @@
+"""What every Lipschitz family shares: free parameters -> the blocks of a plain network, for training and for export.
+
+A family is one function, `weights`: from its free parameters to the maps W[k][j], the biases and the multipliers of a
+loop-free network (see `nn.plain`). `forward` runs that network in torch, `to_plain` evaluates the same function in
+float64 and stores it. So what is trained is what is certified. In evaluation without gradients the maps are kept.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lipctrl.files import UserError
+from lipctrl.nn.activations import SCALAR, Activation
+from lipctrl.nn.plain import PlainNet
+
+FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "identity": lambda z, _: z,
+    "relu": lambda z, _: functional.relu(z),
+    "tanh": lambda z, _: torch.tanh(z),
+    "hardtanh": lambda z, _: functional.hardtanh(z),
+    "softplus": lambda z, _: functional.softplus(z, threshold=50.0),
+    "softsign": lambda z, _: functional.softsign(z),
+    "elu": lambda z, a: functional.elu(z, a),
+    "leaky_relu": lambda z, a: functional.leaky_relu(z, a),
+    "sigmoid": lambda z, _: torch.sigmoid(z),
+    "abs": lambda z, _: z.abs(),
+    "silu": lambda z, _: functional.silu(z),
+    "gelu": lambda z, _: functional.gelu(z),
+    "mish": lambda z, _: functional.mish(z),
+    "hardswish": lambda z, _: functional.hardswish(z),
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Maps of a loop-free network; `multipliers` prove the bound, in the scale of the master LMI, or None."""
+
+    blocks: Sequence[dict[int, Tensor]]
+    biases: Sequence[Tensor]
+    multipliers: Sequence[Tensor] | None = None
+
+
+class GraphNet(nn.Module, ABC):
+    """Base of all families.
+
+    Args:
+        sizes: (n, hidden widths..., m).
+        lip: end-to-end l2 bound.
+        activation: of every hidden layer, checked by `accepts`.
+        learnable_lip: train the bound through its logarithm.
+        generator: of the initial weights.
+
+    Raises:
+        UserError: a bound that is not positive and finite, or an activation that the family's proof does not cover.
+    """
+
+    proof = ""  # what the family proves, for messages and lists
+
+    def __init__(
+        self, sizes: Sequence[int], lip: float, *, activation: str, learnable_lip: bool, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(lip) and lip > 0):
+            raise UserError(f"lip must be a positive finite number, found {lip}")
+        self.sizes, self.pairs = tuple(sizes), list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.activation = activation_of(activation, sizes[1:-1])
+        self.accepts(self.activation)
+        log_lip = torch.tensor(math.log(lip), dtype=torch.float64)
+        if learnable_lip:
+            self.log_lip = nn.Parameter(log_lip.float())
+        else:
+            self.register_buffer("log_lip", log_lip)
+        self.bias = nn.ParameterList([nn.Parameter(torch.zeros(m)) for m in sizes[1:]])
+        self.reflections = nn.ParameterList()
+        if self.activation.name == "householder":
+            size = self.activation.group_size
+            for width in sizes[1:-1]:
+                self.reflections.append(nn.Parameter(torch.randn(width // size, size, generator=generator)))
+        self._kept: Weights | None = None
+
+    @abstractmethod
+    def weights(self, dtype: torch.dtype) -> Weights:
+        """The maps of the network, differentiable in the free parameters, evaluated in `dtype`."""
+
+    def accepts(self, activation: Activation) -> None:
+        """Refuse activations that are not 1-Lipschitz; families with an end-to-end proof refuse more."""
+        if activation.is_scalar and max(abs(s) for s in activation.slopes) > 1:
+            raise UserError(
+                f"{type(self).__name__} needs a 1-Lipschitz activation; {activation.spec()} has slopes "
+                f"in {activation.slopes}"
+            )
+
+    @property
+    def lip(self) -> Tensor:
+        """The end-to-end l2 bound, a scalar tensor."""
+        return self.log_lip.exp()
+
+    def train(self, mode: bool = True) -> "GraphNet":
+        """Switching the mode forgets the maps that evaluation kept."""
+        self._kept = None
+        super().train(mode)
+        return self
+
+    def _current(self, dtype: torch.dtype) -> Weights:
+        if self.training or torch.is_grad_enabled():
+            return self.weights(dtype)
+        if self._kept is None or self._kept.biases[0].dtype != dtype:
+            self._kept = self.weights(dtype)
+        return self._kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (batch, m) for inputs (batch, n)."""
+        maps, values = self._current(x.dtype), [x]
+        for k, (row, bias) in enumerate(zip(maps.blocks, maps.biases, strict=True)):
+            terms = [functional.linear(values[j], block) for j, block in row.items()]
+            z = sum(terms[1:], terms[0]) + bias
+            values.append(self._activate(z, k) if k + 1 < len(maps.blocks) else z)
+        return values[-1]
+
+    def _activate(self, z: Tensor, layer: int) -> Tensor:
+        a = self.activation
+        if a.is_scalar:
+            return FUNCTIONS[a.name](z, a.parameter)
+        grouped = z.reshape(*z.shape[:-1], -1, a.group_size)
+        if a.name == "householder":
+            v = functional.normalize(self.reflections[layer].to(z.dtype), dim=-1)
+            return (grouped - 2 * (grouped * v).sum(-1, keepdim=True).clamp(max=0) * v).reshape(z.shape)
+        return grouped.sort(dim=-1, descending=True).values.reshape(z.shape)
+
+    @torch.no_grad()
+    def to_plain(self) -> PlainNet:
+        """The network with the parametrisation evaluated in float64, and its multipliers."""
+        maps = self.weights(torch.float64)
+        activations = [self.activation] * (len(maps.blocks) - 1)
+        if self.activation.name == "householder":
+            vectors = [functional.normalize(v.double(), dim=-1).cpu().numpy() for v in self.reflections]
+            activations = [Activation("householder", self.activation.parameter, v) for v in vectors]
+        return PlainNet(
+            tuple({j: block.cpu().numpy() for j, block in row.items()} for row in maps.blocks),
+            tuple(bias.cpu().numpy() for bias in maps.biases),
+            tuple(activations),
+            multipliers=tuple(m.cpu().numpy() for m in maps.multipliers) if maps.multipliers else None,
+        )
+
+
+def activation_of(text: str, widths: Sequence[int]) -> Activation:
+    """An activation by name; a householder's vectors are placeholders until export.
+
+    Raises:
+        UserError: unknown, or a width that does not split into its groups.
+    """
+    name = text.partition(":")[0]
+    if name == "householder":
+        import numpy as np
+
+        size = int(float(text.partition(":")[2] or 2))
+        activation = Activation("householder", float(size), np.ones((1, size)))
+    else:
+        activation = Activation.parse(text)
+    for width in widths:
+        if width % activation.group_size:
+            raise UserError(f"{text} needs hidden widths divisible by {activation.group_size}, found {width}")
+    return activation
+
+
+def needs_slopes_in_unit_interval(activation: Activation, family: str) -> None:
+    """Refuse activations without slopes in [0, 1].
+
+    Raises:
+        UserError: group activations, and scalar ones with slopes outside [0, 1].
+    """
+    if not activation.is_scalar or activation.slopes[0] < 0 or activation.slopes[1] > 1:
+        usable = [name for name, a in SCALAR.items() if 0 <= a.slopes(a.default)[0] and a.slopes(a.default)[1] <= 1]
+        raise UserError(
+            f"{family} needs an activation with slopes in [0, 1] ({', '.join(usable)}); {activation.spec()} has others"
+        )
+
+
+def xavier(rows: int, columns: int, generator: torch.Generator) -> nn.Parameter:
+    """A Glorot-normal matrix."""
+    return nn.Parameter(nn.init.xavier_normal_(torch.empty(rows, columns), generator=generator))
