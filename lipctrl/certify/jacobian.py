@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.certify.certificate import Box, Certificate
-from lipctrl.certify.crown import GROWN, Crown
-from lipctrl.certify.enclosure import FLOOR, Enclosure, norm_bound, quotient
+from lipctrl.certify.crown import Crown
+from lipctrl.certify.enclosure import FLOOR, UNIT, Enclosure, norm_bound, quotient
 from lipctrl.certify.forward import Signs, relaxed, step_slopes
 from lipctrl.certify.relaxation import activation_lines, product_lines
 from lipctrl.certify.scalar_form import ABS, Affine, ScalarForm, scalar_form
@@ -99,10 +99,10 @@ def gradient_norm(gradients: Gradients, norm: NormPair) -> float:
         if norm.output == "l2":
             by_magnitude = norm_bound(Enclosure.exact(matrix.magnitude))
             by_middle = norm_bound(Enclosure.exact(matrix.mid)) + norm_bound(Enclosure.exact(matrix.rad))
-            return float(min(by_magnitude, by_middle * GROWN)) if np.isfinite(mid).all() else float("inf")
+            return float(min(by_magnitude, by_middle * (1 + 8 * UNIT))) if np.isfinite(mid).all() else float("inf")
         rows = np.linalg.norm(matrix.magnitude, axis=1)
     largest = np.max(rows) if norm.output == "linf" else np.linalg.norm(rows)
-    return max(FLOOR, float(largest * GROWN))
+    return max(FLOOR, float(largest * (1 + (outputs + inputs + 8) * 8 * UNIT)))
 
 
 def gains(net: PlainNet, region: Box) -> tuple[Array, Array]:
