@@ -60,7 +60,8 @@ def _gain(net: PlainNet, norm: NormPair, x: Array) -> tuple[Array, Array]:
     else:
         row = np.abs(scaled).sum(-1) if norm.input == "linf" else np.linalg.norm(scaled, axis=-1)
         d = np.take_along_axis(scaled, row.argmax(-1)[:, None, None], axis=1)[:, 0]
-        d = np.where(d < 0, -1.0, 1.0) if norm.input == "linf" else d + 1e-300
+        d = np.where(d < 0, -1.0, 1.0) if norm.input == "linf" else d
+        d = np.where(np.linalg.norm(d, axis=-1, keepdims=True) > 0, d, 1.0)  # where nothing passes, any direction
     d = d * scale
     return _at(net, norm, x, d), d
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lipctrl.certify.bracket import certify, output_net, upper_bounds
 from lipctrl.certify.certificate import Box
+from lipctrl.certify.lower import lower_bound
 from lipctrl.files import UserError
 from lipctrl.nn.activations import Activation
 from lipctrl.nn.plain import PlainNet
@@ -57,6 +58,18 @@ def test_no_pair_of_points_ever_exceeds_a_proved_bound() -> None:
             assert slopes.max() <= certificate.bound * (1 + 1e-11)
 
 
+@pytest.mark.slow
+def test_ten_thousand_witnesses_below_ten_thousand_bounds() -> None:
+    """No tolerance: witnesses are rounded down, bounds are proved."""
+    rng = np.random.default_rng(7)
+    for k in range(10_000):
+        net, norm = random_network(rng), PAIRS[k % 4]
+        region = None if k % 3 else Box((-1.0,) * net.input_size, (1.0,) * net.input_size)
+        witness = lower_bound(net.without_limits(), norm, region=region, samples=50, seed=k)
+        for certificate in upper_bounds(net.without_limits(), norm, region=region):
+            assert witness.bound <= certificate.bound
+
+
 def test_bracket_of_a_network_with_known_constant() -> None:
     """Nonnegative weights and ReLU: the constant is the norm of the product, attained where all neurons are active."""
     rng = np.random.default_rng(1)
@@ -94,6 +107,33 @@ def test_a_global_bound_holds_on_a_region() -> None:
     region = Box((-1.0, -1.0), (1.0, 1.0))
     (certificate,) = upper_bounds(net, region=region, method="lipsdp-neuron")
     assert certificate.region is None and certificate.verify(net)
+
+
+@pytest.mark.parametrize("norm", PAIRS, ids=str)
+def test_local_bounds(norm: NormPair) -> None:
+    """At a point the local bound is the Jacobian's norm; it grows with the box and never exceeds the global one."""
+    rng = np.random.default_rng(6)
+    for name in ("relu", "tanh", "maxmin"):
+        net = network(rng, (2, 6, 6, 2), name)
+        x, bounds = rng.normal(size=2), list[float]()
+        for radius in (0.0, 0.01, 0.1, 1.0, 100.0):
+            box = Box(tuple((x - radius).tolist()), tuple((x + radius).tolist()))
+            bracket = certify(net, norm, region=box)
+            assert bracket.upper.verify(net) and bracket.upper.region == box
+            assert bracket.upper.execution_error is not None and 0 < bracket.upper.execution_error < 1e-8
+            y, z = rng.uniform(box.low, box.high, size=(2, 200, 2))
+            slack = bracket.upper.execution_error
+            assert (norm.of_output(net(y) - net(z)) <= bracket.upper.bound * norm.of_input(y - z) + slack).all()
+            assert bracket.lower.bound <= bracket.upper.bound
+            bounds.append(bracket.upper.bound)
+        assert all(a <= b * (1 + 1e-5) for a, b in zip(bounds, bounds[1:], strict=False))
+        assert bounds[-1] <= upper_bounds(net, norm)[0].bound * (1 + 1e-5)
+        if (norm.input, norm.output) == ("l2", "l2"):
+            assert bounds[0] == pytest.approx(np.linalg.norm(net.jacobian(x), 2), rel=1e-5)
+        other = Box(tuple((x - 0.2).tolist()), tuple((x + 0.2).tolist()))
+        small = upper_bounds(net, norm, region=Box(tuple((x - 0.01).tolist()), tuple((x + 0.01).tolist())))[0]
+        assert not replace(small, region=other).verify(net)  # the proof is of its own box alone
+        assert not replace(small, region=None).verify(net)
 
 
 def test_methods_by_name() -> None:

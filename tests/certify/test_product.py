@@ -119,8 +119,9 @@ def test_networks_of_extreme_size() -> None:
     zero = PlainNet.mlp([np.zeros((2, 2)), np.zeros((1, 2))], [np.zeros(2), np.zeros(1)], "relu")
     certificate = product_certificate(zero, NormPair())
     assert certificate is not None and certificate.verify(zero) and certificate.bound < 1e-100
-    tiny = PlainNet.mlp([np.eye(2) * 1e-200, np.eye(2) * 1e-200, np.eye(2) * 1e300], [np.zeros(2)] * 3, "identity")
+    weights = [np.eye(2) * scale for scale in (1e-110, 1e-110, 1e-110, 1e200, 1e200)]  # exactly 1e70
+    tiny = PlainNet.mlp(weights, [np.zeros(2)] * 5, "identity")
     certificate = product_certificate(tiny, NormPair())
-    assert certificate is not None and certificate.bound >= 1e-100
+    assert certificate is not None and certificate.bound >= 1e70 and certificate.verify(tiny)
     huge = PlainNet.mlp([np.eye(2) * 1e300, np.eye(2) * 1e300], [np.zeros(2)] * 2, "relu")
     assert product_certificate(huge, NormPair()) is None
