@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.certify.bracket import certify, upper_bounds
-from lipctrl.certify.certificate import Certificate
+from lipctrl.certify.certificate import Box, Certificate
+from lipctrl.certify.jacobian import jacobian_certificate
 from lipctrl.certify.lower import lower_bound
 from lipctrl.files import write_text
 from lipctrl.nn.plain import PlainNet
+from lipctrl.norms import NormPair
 
 Array = NDArray[np.float64]
 SIZES = ((4, 32, 32, 2), (4, 64, 64, 2), (4, 128, 128, 2), (17, 256, 256, 6), (17, 256, 256, 256, 6))
@@ -93,6 +95,17 @@ def competitor(net: PlainNet, solver: str) -> dict[str, Any]:
     }
 
 
+def jacobian_ms(net: PlainNet, radius: float) -> float:
+    """Milliseconds of the Jacobian's bounds on a box around zero."""
+    box = Box((-radius,) * net.input_size, (radius,) * net.input_size)
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        jacobian_certificate(net, NormPair("linf", "linf"), box)
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
 def speed() -> dict[str, Any]:
     """Ours on every size, the others on the small ones, one after the other on the same network."""
     table: dict[str, Any] = {}
@@ -144,6 +157,7 @@ def main() -> None:
         },
         "versions": versions(),
         "speed": speed(),
+        "jacobian_ms_4-64-64-2": {f"radius {r}": jacobian_ms(network((4, 64, 64, 2)), r) for r in (0.1, 1.0)},
         "tightness_random": {
             f"4-{'-'.join([str(width)] * depth)}-2": tightness(network((4, *[width] * depth, 2)))
             for width in WIDTHS

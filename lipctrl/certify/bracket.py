@@ -3,19 +3,25 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+from lipctrl.certify.branch import branch_and_bound
 from lipctrl.certify.certificate import Box, Certificate, Witness
 from lipctrl.certify.eclipse import eclipse, eclipse_fast
+from lipctrl.certify.execution import execution_error
+from lipctrl.certify.jacobian import jacobian_certificate
 from lipctrl.certify.linf import linf_certificate
 from lipctrl.certify.lipsdp import Mode, lipsdp
 from lipctrl.certify.lmi import certify_with, own_multipliers
 from lipctrl.certify.loop_form import loop_form
+from lipctrl.certify.lower import lower_bound
 from lipctrl.certify.product import product_certificate
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
-Method = Callable[[PlainNet, NormPair, Box | None], Certificate | None]
+Method = Callable[[PlainNet, NormPair], Certificate | None]
+LocalMethod = Callable[[PlainNet, NormPair, Box], Certificate | None]
 
 
 def own_certificate(net: PlainNet, norm: NormPair) -> Certificate | None:
@@ -33,15 +39,17 @@ def _lipsdp(net: PlainNet, norm: NormPair, region: Box | None, mode: Mode) -> Ce
 
 
 GLOBAL: dict[str, Method] = {
-    "product": lambda net, norm, _: product_certificate(net, norm),
-    "own": lambda net, norm, _: own_certificate(net, norm),
-    "eclipse-fast": lambda net, norm, _: eclipse_fast(net, norm),
-    "eclipse": lambda net, norm, _: eclipse(net, norm),
-    "lipsdp-layer": lambda net, norm, _: _lipsdp(net, norm, None, "layer"),
-    "lipsdp-neuron": lambda net, norm, _: _lipsdp(net, norm, None, "neuron"),
+    "product": product_certificate,
+    "own": own_certificate,
+    "eclipse-fast": eclipse_fast,
+    "eclipse": eclipse,
+    "lipsdp-layer": lambda net, norm: _lipsdp(net, norm, None, "layer"),
+    "lipsdp-neuron": lambda net, norm: _lipsdp(net, norm, None, "neuron"),
 }
-LOCAL: dict[str, Method] = {
+LOCAL: dict[str, LocalMethod] = {
+    "jacobian": jacobian_certificate,
     "lipsdp-neuron-local": lambda net, norm, region: _lipsdp(net, norm, region, "neuron"),
+    "branch-and-bound": branch_and_bound,
 }
 DOMINATED = ("eclipse", "lipsdp-layer")  # never below lipsdp-neuron: on request only
 ALIASES = {"sandwich": "own"}
@@ -70,17 +78,26 @@ class Bracket:
         return self.upper.bound / self.lower.bound if self.lower.bound > 0 else float("inf")
 
 
-def _methods(method: str, region: Box | None) -> dict[str, Method]:
-    """The methods that a name stands for, cheapest first."""
-    known = GLOBAL | (LOCAL if region is not None else {})
+def _methods(net: PlainNet, norm: NormPair, region: Box | None) -> dict[str, Callable[[], Certificate | None]]:
+    """The methods that apply, cheapest first."""
+    methods: dict[str, Callable[[], Certificate | None]] = {
+        name: partial(run, net, norm) for name, run in GLOBAL.items()
+    }
+    if region is not None:
+        methods |= {name: partial(run, net, norm, region) for name, run in LOCAL.items()}
+    return methods
+
+
+def _chosen(methods: Mapping[str, Callable[[], Certificate | None]], method: str) -> list[str]:
+    """The names that a method's name stands for."""
     name = ALIASES.get(method, method)
     if name == "auto":
-        return {key: run for key, run in known.items() if key not in DOMINATED}
-    if name in LOCAL and region is None:
+        return [key for key in methods if key not in DOMINATED]
+    if name in LOCAL and name not in methods:
         raise UserError(f"method {method!r} needs a region")
-    if name not in known:
+    if name not in methods:
         raise UserError(f"unknown method {method!r}; known: auto, {', '.join([*GLOBAL, *LOCAL, *ALIASES])}")
-    return {name: known[name]}
+    return [name]
 
 
 def _check_sizes(net: PlainNet, norm: NormPair, region: Box | None) -> None:
@@ -102,11 +119,12 @@ def _timed(
 ) -> tuple[list[Certificate], dict[str, float]]:
     _check_sizes(net, norm, region)
     found, seconds = list[Certificate](), dict[str, float]()
-    for key, run in _methods(method, region).items():
+    methods = _methods(net, norm, region)
+    for key in _chosen(methods, method):
         if progress is not None:
             progress(key)
         start = time.perf_counter()
-        certificate = run(net, norm, region)
+        certificate = methods[key]()
         seconds[key] = time.perf_counter() - start
         if certificate is not None:
             found.append(certificate)
@@ -123,8 +141,8 @@ def upper_bounds(
         norm: norms and scales; l2 -> l2 in raw units by default.
         region: where the bound must hold; everywhere by default. A global bound holds on every region.
         method: "auto" for all that apply (without the dominated ones), or one name: "product", "own" (also
-            "sandwich": the network's own multipliers), "eclipse-fast", "eclipse", "lipsdp-layer", "lipsdp-neuron", or
-            with a region a name that ends in "-local".
+            "sandwich": the network's own multipliers), "eclipse-fast", "eclipse", "lipsdp-layer", "lipsdp-neuron"; with
+            a region also "jacobian", "lipsdp-neuron-local", "branch-and-bound".
 
     Raises:
         UserError: unknown method, or scales or region of the wrong length.
@@ -166,9 +184,6 @@ def certify(
     Raises:
         UserError: the method is unknown or does not apply to this network and these norms.
     """
-    from lipctrl.certify.execution import execution_error
-    from lipctrl.certify.lower import lower_bound
-
     norm = norm or NormPair()
     found, seconds = _timed(net, norm, region, method, progress)
     if not found:

@@ -15,6 +15,7 @@ from scipy.linalg import solve_triangular
 
 from lipctrl.certify.certificate import Box, Certificate
 from lipctrl.certify.enclosure import FLOOR, Enclosure, is_positive_definite
+from lipctrl.certify.forward import local_slopes
 from lipctrl.certify.loop_form import LoopForm, Slopes, loop_form
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
@@ -118,11 +119,7 @@ def own_multipliers(net: PlainNet, form: LoopForm) -> Array | None:
 
 def slopes_on(net: PlainNet, region: Box | None) -> Slopes | None:
     """Slope intervals that are proved on the region; None (the activations' own) if there is no region."""
-    if region is None:
-        return None
-    from lipctrl.certify.forward import local_slopes
-
-    return local_slopes(net, region)
+    return None if region is None else local_slopes(net, region)
 
 
 def check(net: PlainNet, certificate: Certificate) -> bool:

@@ -145,6 +145,10 @@ def test_methods_by_name() -> None:
         certify(net, method="own")
     with pytest.raises(UserError, match="needs a region"):
         upper_bounds(net, method="lipsdp-neuron-local")
+    region = Box((-1.0, -1.0), (1.0, 1.0))
+    for name in ("jacobian", "lipsdp-neuron-local", "branch-and-bound"):
+        (certificate,) = upper_bounds(net, region=region, method=name)
+        assert certificate.method == name and certificate.region == region and certificate.verify(net)
     with pytest.raises(UserError, match="unknown method 'magic'.*lipsdp-neuron"):
         upper_bounds(net, method="magic")
 
