@@ -16,7 +16,7 @@ from scipy.linalg import solve_triangular
 from lipctrl.certify.certificate import Box, Certificate
 from lipctrl.certify.enclosure import FLOOR, Enclosure, is_positive_definite
 from lipctrl.certify.forward import local_slopes
-from lipctrl.certify.loop_form import LoopForm, Slopes, loop_form
+from lipctrl.certify.loop_form import LoopForm, Slopes, loop_form, nonlinearities
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
@@ -34,7 +34,12 @@ def smallest_rho(form: LoopForm, multipliers: Array, weights: Array | None = Non
     Returns:
         rho, or infinity if the multipliers are infeasible for every rho.
     """
-    k, n = form.matrix(multipliers).mid, form.inputs
+    if not np.isfinite(multipliers).all() or (multipliers < 0).any():
+        return float("inf")
+    with np.errstate(over="ignore", invalid="ignore"):
+        k, n = form.matrix(multipliers).mid, form.inputs
+    if not np.isfinite(k).all():
+        return float("inf")
     corner = -k[:n, :n]
     if len(k) > n:
         try:
@@ -57,7 +62,8 @@ def proves(form: LoopForm, multipliers: Array, bound: float, weights: Array | No
         return False
     if (multipliers < 0).any() or (weights < 0).any():
         return False
-    return _holds(form.matrix(multipliers), bound, weights)
+    with np.errstate(over="ignore", invalid="ignore"):  # a matrix that overflows is not positive definite
+        return _holds(form.matrix(multipliers), bound, weights)
 
 
 def _holds(matrix: Enclosure, bound: float, weights: Array) -> bool:
@@ -109,12 +115,17 @@ def certify_with(
 
 
 def own_multipliers(net: PlainNet, form: LoopForm) -> Array | None:
-    """The multipliers that the parametrisation exported with the weights, in the scale of the loop form."""
-    if net.multipliers is None:
+    """The multipliers that the parametrisation exported with the weights, in the scale of the loop form.
+
+    Returns:
+        One per multiplier of the form; None if there are none, or not one per nonlinearity of the network.
+    """
+    counts = [nonlinearities(net, k) for k in range(1, len(net.activations) + 1)]
+    if net.multipliers is None or [len(m) for m in net.multipliers] != counts:
         return None
-    lengths = [len(m) for m in net.multipliers]
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    return np.asarray(np.concatenate(net.multipliers)[starts[form.layer - 1] + form.neuron] / 2)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    first = np.unique(form.group, return_index=True)[1]
+    return np.asarray(np.concatenate(net.multipliers)[starts[form.layer[first] - 1] + form.neuron[first]] / 2)
 
 
 def slopes_on(net: PlainNet, region: Box | None) -> Slopes | None:

@@ -49,7 +49,7 @@ def random_network(rng: np.random.Generator) -> PlainNet:
 def test_no_pair_of_points_ever_exceeds_a_proved_bound() -> None:
     """Only the rounding of the two evaluations, far below the distance of the points, is allowed for."""
     rng = np.random.default_rng(0)
-    for k in range(300):
+    for k in range(160):
         net, norm = random_network(rng), PAIRS[k % 4]
         x = rng.normal(size=(300, net.input_size)) * 10.0 ** rng.uniform(-1, 1, size=(300, 1))
         y = x + rng.normal(size=x.shape) * 10.0 ** rng.uniform(-3, 1, size=(300, 1))

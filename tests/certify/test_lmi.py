@@ -1,9 +1,12 @@
 """The matrix inequality against its published form, and what its proofs refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lipctrl.certify.bracket import upper_bounds
 from lipctrl.certify.lmi import certify_with, own_multipliers, proves, smallest_proved, smallest_rho
 from lipctrl.certify.loop_form import loop_form
 from lipctrl.nn.plain import PlainNet
@@ -85,6 +88,28 @@ def test_the_multipliers_of_a_sandwich_network_prove_its_constant(gamma: float) 
         assert not certificate.verify(rounded)  # other weights
 
 
+def test_multipliers_that_came_with_a_file_are_not_trusted() -> None:
+    """Wrong, negative or missing hints give no bound or a proved one, and never an error."""
+    net = sandwich(np.random.default_rng(5), (3, 8, 6, 2), 1.0)
+    assert net.multipliers is not None
+    first, second = net.multipliers
+    for hints in ((first,), (first, second[:-1]), (first[:0], second)):
+        wrong = replace(net, multipliers=hints)
+        assert own_multipliers(wrong, loop_form(wrong, RAW)) is None
+        assert [c.method for c in upper_bounds(wrong, method="own")] == []
+    for hints in (
+        (first * np.nan, second),
+        (-first, second),
+        (first * 0, second),
+        (first, second * np.inf),
+        (first * 1e306, second),
+    ):
+        assert upper_bounds(replace(net, multipliers=hints), method="own") == []
+    (doubled,) = upper_bounds(replace(net, multipliers=(2 * first, 2 * second)), method="own")
+    assert doubled.verify(net) and 1.0 < doubled.bound < 2.0
+    assert upper_bounds(replace(net, multipliers=(first * np.nan, second)), method="lipsdp-neuron")[0].verify(net)
+
+
 def test_the_smallest_rho_is_where_the_matrix_becomes_singular() -> None:
     rng = np.random.default_rng(2)
     net = network(rng, (3, 5, 4, 2))
@@ -113,6 +138,8 @@ def test_what_is_never_a_proof() -> None:
     assert not proves(form, mu[:-1], 1e9)
     assert not proves(form, mu * np.nan, 1e9)
     assert not proves(form, mu, np.nan)
+    assert not proves(form, mu * 1e307, 1e9) and not proves(form, mu, 1e200)
+    assert smallest_rho(form, mu * 1e307) == np.inf
     assert not proves(form, mu, np.inf)
     assert not proves(form, mu, 1e9, -np.ones(3))
     assert not proves(form, mu, 1e9, np.ones(4))
