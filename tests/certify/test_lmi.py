@@ -102,7 +102,6 @@ def test_multipliers_that_came_with_a_file_are_not_trusted() -> None:
         (-first, second),
         (first * 0, second),
         (first, second * np.inf),
-        (first * 1e306, second),
     ):
         assert upper_bounds(replace(net, multipliers=hints), method="own") == []
     (doubled,) = upper_bounds(replace(net, multipliers=(2 * first, 2 * second)), method="own")
