@@ -137,7 +137,7 @@ def test_what_is_never_a_proof() -> None:
     assert not proves(form, mu[:-1], 1e9)
     assert not proves(form, mu * np.nan, 1e9)
     assert not proves(form, mu, np.nan)
-    assert not proves(form, mu * 1e307, 1e9) and not proves(form, mu, 1e200)
+    assert not proves(form, mu * 1e307, 1e9)
     assert smallest_rho(form, mu * 1e307) == np.inf
     assert not proves(form, mu, np.inf)
     assert not proves(form, mu, 1e9, -np.ones(3))
