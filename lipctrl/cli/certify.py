@@ -6,16 +6,18 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lipctrl.certify.bracket import Bracket, certify
 from lipctrl.certify.certificate import Box, Certificate
+from lipctrl.certify.jacobian import gains
 from lipctrl.cli.loading import KINDS, load_network
 from lipctrl.cli.progress import CONSOLE
 from lipctrl.config import parse
 from lipctrl.files import RequirementFailed, UserError
 from lipctrl.nn.plain import PlainNet
-from lipctrl.norms import Norm, NormPair
+from lipctrl.norms import NormPair
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,21 @@ class CertifySettings:
     """Settings of `lipctrl certify`."""
 
     network: tyro.conf.Positional[str] = ""
-    """A run folder, a .npz network, a Stable-Baselines3 .zip with an MLP policy, or an ONNX MLP."""
-    norm: Norm = "l2"
-    """Norm of inputs and outputs."""
+    """Run folder, .npz network, Stable-Baselines3 .zip with an MLP policy, torch .pt state dict, or ONNX MLP."""
+    activation: str | None = None
+    """Activation between the layers of a torch state dict, e.g. tanh; other files say it themselves."""
+    norm: str = "l2"
+    """Norm of inputs and outputs, l2 or linf; or INPUT:OUTPUT for a pair, e.g. linf:l2."""
     normalised: bool = False
     """Measure inputs in standard deviations of the training observations instead of raw units."""
+    input_scale: tuple[float, ...] | None = None
+    """Weights: raw units per unit of each input (instead of --normalised)."""
+    output_scale: tuple[float, ...] | None = None
+    """Weights: raw units per unit of each output."""
     region: str | None = None
     """Box of inputs in raw units, "LOW:HIGH" per input separated by commas, for example -1:1,-0.5:0.5."""
+    gains: bool = False
+    """Also print proved bounds of every gain d output / d input on the region."""
     per_output: bool = False
     """Also print the bound of each output alone."""
     method: str = "auto"
@@ -62,6 +72,32 @@ def parse_region(text: str, net: PlainNet) -> Box:
     if len(lows) != net.input_size:
         raise UserError(f"the region has {len(lows)} intervals; the network has {net.input_size} inputs")
     return Box(lows, highs)
+
+
+def parse_norm(settings: CertifySettings, net: PlainNet) -> NormPair:
+    """The norm pair of the settings, with its scales.
+
+    Raises:
+        UserError: unknown norm, or normalised units of a network that does not have any.
+    """
+    first, _, second = settings.norm.partition(":")
+    scale = settings.input_scale
+    if settings.normalised:
+        if net.input_scale is None or scale is not None:
+            raise UserError("--normalised needs a network with stored normalisation, and no --input-scale beside it")
+        scale = tuple(float(s) for s in net.input_scale)
+    return NormPair(first, second or first, scale, settings.output_scale)  # type: ignore[arg-type]  # checked there
+
+
+def show_gains(net: PlainNet, region: Box) -> None:
+    """Print proved bounds of every entry of the Jacobian on a region."""
+    low, high = gains(net, region)
+    inputs = net.input_names or tuple(f"input {j}" for j in range(net.input_size))
+    outputs = net.output_names or tuple(f"output {i}" for i in range(net.output_size))
+    table = Table("gain (proved)", *(escape(name) for name in inputs))
+    for i, name in enumerate(outputs):
+        table.add_row(escape(name), *(f"{low[i, j]:.4g} .. {high[i, j]:.4g}" for j in range(net.input_size)))
+    Console().print(table)
 
 
 def show(title: str, bracket: Bracket, net: PlainNet) -> None:
@@ -124,20 +160,21 @@ def main(arguments: Sequence[str]) -> None:
     if not settings.network:
         raise UserError("certify needs a network: lipctrl certify NETWORK")
     path = Path(settings.network)
-    net = load_network(path)
+    net = load_network(path, activation=settings.activation)
     if settings.check is not None:
         check_certificate(Path(settings.check), net)
         return
-    if settings.normalised and net.input_scale is None:
-        raise UserError(f"{path} does not say how its observations were normalised; leave out --normalised")
-    scale = tuple(float(s) for s in net.input_scale) if settings.normalised and net.input_scale is not None else None
-    norm = NormPair(settings.norm, settings.norm, input_scale=scale)
+    norm = parse_norm(settings, net)
     region = None if settings.region is None else parse_region(settings.region, net)
+    if settings.gains and region is None:
+        raise UserError("--gains needs a --region: gains are bounded on a box")
     with CONSOLE.status("certifying"):
         bracket = certify(
             net, norm, region=region, per_output=settings.per_output, method=settings.method, seed=settings.seed
         )
     show(str(path), bracket, net)
+    if settings.gains and region is not None:
+        show_gains(net, region)
     for k, one in enumerate(bracket.outputs):
         name = net.output_names[k] if net.output_names else f"output {k}"
         print(f"  {name}: [{one.lower.bound:.6g}, {one.upper.bound:.6g}] ({one.upper.method})")

@@ -6,11 +6,15 @@ from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.runs import Run
 
-KINDS = "a run folder, a .npz network, a Stable-Baselines3 .zip, or a .onnx network"
+KINDS = "a run folder, a .npz network, a Stable-Baselines3 .zip, a torch .pt state dict, or a .onnx network"
 
 
-def load_network(path: Path) -> PlainNet:
+def load_network(path: Path, *, activation: str | None = None) -> PlainNet:
     """The plain network behind a path.
+
+    Args:
+        path: see `KINDS`.
+        activation: between the layers of a torch state dict, which does not store it.
 
     Raises:
         UserError: missing, of no known kind, damaged, or with layers that cannot be certified.
@@ -29,4 +33,32 @@ def load_network(path: Path) -> PlainNet:
         from lipctrl.nn.onnx import read_onnx
 
         return read_onnx(path)
+    if path.suffix in (".pt", ".pth"):
+        return read_state_dict(path, activation)
     raise UserError(f"{path} is not {KINDS}")
+
+
+def read_state_dict(path: Path, activation: str | None) -> PlainNet:
+    """The MLP of a torch state dict: its matrices in order, each with the bias of the same prefix.
+
+    Raises:
+        UserError: no activation given, damaged, pickled objects inside, or not the weights of an MLP.
+    """
+    import torch
+
+    if activation is None:
+        raise UserError(f"{path} does not say which activation stands between its layers: add --activation, e.g. tanh")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        matrices = {name: value for name, value in state.items() if name.endswith("weight") and value.ndim == 2}
+        biases = [state.get(f"{name.removesuffix('weight')}bias", torch.zeros(len(w))) for name, w in matrices.items()]
+        others = set(state) - set(matrices) - {f"{name.removesuffix('weight')}bias" for name in matrices}
+    except Exception as error:  # torch raises whatever zip or its unpickler raised
+        raise UserError(f"{path} is not a whole torch state dict ({type(error).__name__})") from error
+    if others or not matrices:
+        raise UserError(
+            f"{path} is not the state dict of an MLP: it also holds {', '.join(sorted(others)) or 'nothing'}"
+        )
+    return PlainNet.mlp(
+        [w.double().numpy() for w in matrices.values()], [b.double().numpy() for b in biases], activation
+    )
