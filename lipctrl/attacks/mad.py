@@ -41,7 +41,9 @@ class MaximalActionDeviation:
         for restart in range(self.restarts):
             # restarts come in opposite pairs: one pushes the action up, the other down
             fresh = restart % 2 == 0
-            start = context.ball.boundary(context.draw(context.random.standard_normal)) / self.steps if fresh else -start
+            start = (
+                context.ball.boundary(context.draw(context.random.standard_normal)) / self.steps if fresh else -start
+            )
             d = start
             for k in range(self.steps + self.jumps):
                 deviation, gradient = self._objective(context, d, nominal)
