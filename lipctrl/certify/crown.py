@@ -71,15 +71,22 @@ class Crown:
     def _intervals(self, target: Affine) -> tuple[Array, Array]:
         bias = target.bias
         low, high, size, terms = bias.mid[:, 0], bias.mid[:, 0], np.abs(bias.mid[:, 0]), 2
+        falling = np.maximum(bias.rad[:, 0] - low, 0.0)  # zero where no term of the lower bound is negative
+        rising = np.maximum(bias.rad[:, 0] + high, 0.0)  # zero where no term of the upper bound is positive
         for j, block in target.blocks.items():
             positive, negative = np.maximum(block.mid, 0.0), np.minimum(block.mid, 0.0)
-            low = low + positive @ self.values[j][0] + negative @ self.values[j][1]
-            high = high + positive @ self.values[j][1] + negative @ self.values[j][0]
+            least, most = self.values[j]
+            low = low + positive @ least + negative @ most
+            high = high + positive @ most + negative @ least
+            unsure = block.rad.sum(1)
+            falling = falling + unsure + positive @ (least < 0) - negative @ (most > 0)
+            rising = rising + unsure + positive @ (most > 0) - negative @ (least < 0)
             size = size + (np.abs(block.mid) + TINY) @ self._sizes[j]
             terms += 2 * block.mid.shape[1] + 2
         unknown = sum((b.rad @ self._sizes[j] for j, b in target.blocks.items()), bias.rad[:, 0])
         error = (gamma(terms) * size + unknown) * GROWN + TINY
-        return low - error, high + error
+        low, high = low - error, high + error
+        return np.where(falling == 0, np.fmax(low, 0.0), low), np.where(rising == 0, np.fmin(high, 0.0), high)
 
     def _largest(self, target: Affine) -> Array:
         """Upper bounds by substituting lines from the last node to the box."""

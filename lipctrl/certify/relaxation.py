@@ -128,7 +128,8 @@ class _Function:
         value = self.value(z)
         product = slope * z
         rounding = 4 * UNIT * (np.abs(value) + np.abs(product)) + TINY
-        return np.asarray(value - product + self.error(z, value) + np.where(product == value, 0.0, rounding))
+        exact = (product == value) & ((slope == 0) | (np.abs(slope) == 1))
+        return np.asarray(value - product + self.error(z, value) + np.where(exact, 0.0, rounding))
 
     def concave_above(self, point: Array, slope: Array, low: Array, high: Array) -> Array:
         """Upper bound of f(t) - slope t on [low, high], where f is concave, by the tangent at `point`."""
@@ -240,11 +241,16 @@ def product_lines(a: Array, b: Array, low: Array, high: Array) -> Lines:
     down = np.where(same_down, down_low, chord(down_low, down_high, a))
     corners = [s * t for s in (a, b) for t in (low, high)]
     grown = 4 * UNIT * np.max(np.abs(corners), axis=0) + TINY
+    least, most = np.min(corners, axis=0) - grown, np.max(corners, axis=0) + grown
+    same, opposite = (
+        ((a >= 0) & (low >= 0)) | ((b <= 0) & (high <= 0)),
+        ((a >= 0) & (high <= 0)) | ((b <= 0) & (low >= 0)),
+    )
     return Lines(
         down,
         offset(down, down_low, down_high, np.minimum, -1.0),
         up,
         offset(up, up_low, up_high, np.maximum, 1.0),
-        np.min(corners, axis=0) - grown,
-        np.max(corners, axis=0) + grown,
+        np.where(same, np.maximum(least, 0.0), least),
+        np.where(opposite, np.minimum(most, 0.0), most),
     )
