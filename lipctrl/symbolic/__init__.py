@@ -1,0 +1,1 @@
+"""Networks as CasADi functions, for optimisation, differentiation and C code."""
