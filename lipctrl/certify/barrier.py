@@ -17,13 +17,14 @@ on the central path sum(p) is within size(M) * t of the optimum.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg import lapack
 
+from lipctrl.certify.enclosure import Enclosure
 from lipctrl.certify.lmi import smallest_rho
 from lipctrl.certify.loop_form import LoopForm
 from lipctrl.norms import Norm
@@ -34,6 +35,7 @@ SHRINK = (0.95, 0.9, 0.8, 0.6, 0.4, 0.25, 0.15, 0.1)  # relative reductions of t
 CENTRED = 0.25  # squared Newton decrement that ends a stage
 RIDGES = (1e-15, 1e-13, 1e-11, 1e-9, 1e-7)
 STEPS = 400
+NEGLIGIBLE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -179,20 +181,44 @@ def minimise(program: Program, x: Array, *, tolerance: float) -> Array:
     return x
 
 
-def dominant_start(form: LoopForm, group: Groups) -> Array:
-    """Multipliers that make the block of the nonlinearities diagonally dominant, from the last layer backwards."""
-    n0 = form.inputs
+def balanced(form: LoopForm) -> LoopForm:
+    """The same inequality for units of the nonlinearities in which every argument has a row of length 1.
+
+    With w = s w~ the form has T~ = T diag(1, s) / s, Y~ = Y diag(1, s) and weights s^2 times as large: the multipliers
+    are the same, and neurons of very different sizes no longer spoil the arithmetic. Enclosures lose their radii.
+    A row of zeros, whose multiplier would grow without end, is taken for a tiny multiple of the first input.
+    """
+    n0, T, Y = form.inputs, form.T.mid.copy(), form.Y.mid.copy()
+    weight = form.weight.mid.copy()
+    for k in np.unique(form.layer):
+        rows = np.flatnonzero(form.layer == k)
+        size = np.linalg.norm(T[rows], axis=1)
+        T[rows[size == 0], 0] = tiny = NEGLIGIBLE * (size.max() or 1.0)
+        size = np.where(size == 0, tiny, size)
+        T[rows] /= size[:, None]
+        T[:, n0 + rows] *= size
+        Y[:, n0 + rows] *= size
+        weight[rows] *= size**2
+    return replace(form, T=Enclosure.exact(T), Y=Enclosure.exact(Y), weight=Enclosure.exact(weight))
+
+
+def backward_start(form: LoopForm, group: Groups) -> Array:
+    """Feasible multipliers, equal within a layer up to the weights: twice the least, from the last layer backwards."""
+    n0, weight = form.inputs, form.weight.mid
     T, Y = form.T.mid[:, n0:], form.Y.mid[:, n0:]
-    total, mu = Y.T @ Y, np.ones(int(group.max(initial=-1)) + 1)
-    floor = 1e-3 * max(float(np.abs(total).sum(1).max(initial=0.0)), 1e-150)
+    total, mu, level = Y.T @ Y, np.ones(int(group.max(initial=-1)) + 1), 0.0
     for k in np.unique(form.layer)[::-1]:
         rows = np.flatnonzero(form.layer == k)
-        needed = (2 * np.abs(total[rows]).sum(1) + floor) / form.weight.mid[rows]
-        members, index = np.unique(group[rows], return_inverse=True)
-        largest = np.zeros(len(members))
-        np.maximum.at(largest, index, needed)
-        mu[members] = largest
-        total += T[rows].T @ ((form.weight.mid[rows] * largest[index])[:, None] * T[rows])
+        before = slice(0, rows[0])
+        members, index, counts = np.unique(group[rows], return_inverse=True, return_counts=True)
+        mean = np.bincount(index, weight[rows]) / counts
+        relative = weight[rows] / mean[index]
+        own = total[np.ix_(rows, rows)] / np.sqrt(relative) / np.sqrt(relative)[:, None]
+        level = max(2 * float(np.linalg.eigvalsh(own)[-1]), 1e-9 * level, 1e-150)
+        mu[members] = level / mean
+        cross, scale = total[rows, before], level * relative
+        total[before, before] += cross.T @ np.linalg.solve(np.diag(scale) - total[np.ix_(rows, rows)], cross)
+        total[before, before] += T[rows, before].T @ (scale[:, None] * T[rows, before])
     return mu
 
 
@@ -211,17 +237,19 @@ def solve(
     Args:
         form: the loop form. group: multiplier of each of its nonlinearities, shape (N,).
         norm: of the inputs: one p for l2, one per input for l_inf.
-        starts: multipliers (one per group) from which to start if they are better than `dominant_start`.
+        starts: multipliers (one per group) from which to start if they are better than `backward_start`.
         tolerance: relative gap in sum(p), which is the squared bound.
 
     Returns:
         (p, mu): p of shape (1,) or (n_0,); mu in the scale and order of the form.
     """
 
+    form = balanced(form)
+
     def rho_of(mu: Array) -> float:
         return smallest_rho(form, spread_out(form, group, mu))
 
-    rho, mu = min(((rho_of(mu), mu) for mu in [dominant_start(form, group), *starts]), key=lambda pair: pair[0])
+    rho, mu = min(((rho_of(mu), mu) for mu in [backward_start(form, group), *starts]), key=lambda pair: pair[0])
     program = _program(form, group, norm)
     inputs = program.spread.shape[1]
     x = np.concatenate([np.full(inputs, 1.3 * rho + 1e-150), mu])

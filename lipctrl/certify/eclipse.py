@@ -16,6 +16,7 @@ The multipliers are only a proposal: the bound is proved by the matrix inequalit
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
 from lipctrl.certify.barrier import solve
 from lipctrl.certify.certificate import Certificate
@@ -88,7 +89,11 @@ def eclipse_fast(net: PlainNet, norm: NormPair) -> Certificate | None:
 
 
 def eclipse_multipliers(net: PlainNet, form: LoopForm, norm: NormPair, *, tolerance: float = 1e-5) -> Array | None:
-    """Multipliers of ECLipsE in the scale of the loop form; None if the network is not a plain MLP."""
+    """Multipliers of ECLipsE in the scale of the loop form.
+
+    Returns:
+        None if the network is not a plain MLP or rounding hides that a layer's multipliers are feasible.
+    """
     if not net.is_mlp:
         return None
     weights = _weights(net, norm)
@@ -104,7 +109,13 @@ def eclipse_multipliers(net: PlainNet, form: LoopForm, norm: NormPair, *, tolera
         y = sub.Y.mid
         metric = sub.matrix(proposal[members]).mid + y.T @ y
         metric[np.diag_indices(sub.inputs)] += 1
-        values, vectors = np.linalg.eigh(y @ np.linalg.solve(metric, y.T))
+        size = np.sqrt(np.maximum(np.diag(metric), 1e-300))
+        try:
+            factor = np.linalg.cholesky(metric / size / size[:, None])
+        except np.linalg.LinAlgError:
+            return None
+        half = solve_triangular(factor, (y / size).T, lower=True)
+        values, vectors = np.linalg.eigh(half.T @ half)
         kept = values > 1e-14 * values[-1]
         root = vectors[:, kept] * np.sqrt(values[kept])
     return proposal * rho * (1 + 1e-6)

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
+from lipctrl.certify.bracket import upper_bounds
 from lipctrl.certify.certificate import Certificate
 from lipctrl.certify.lipsdp import best_multipliers, grouping, lipsdp
 from lipctrl.certify.loop_form import global_slopes, loop_form
@@ -259,6 +260,21 @@ def maxmin_by_its_published_form(net: PlainNet) -> float:
 def test_maxmin_without_its_equalities_equals_the_published_form() -> None:
     net = network(np.random.default_rng(11), (3, 6, 2), "maxmin")
     assert proved(net).bound == pytest.approx(maxmin_by_its_published_form(net), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "maxmin", "sigmoid"])
+def test_badly_scaled_and_sparse_networks(name: str) -> None:
+    """Neurons whose sizes differ by six decades, dead neurons and missing weights: never above the cruder bounds."""
+    rng = np.random.default_rng(13)
+    for _ in range(10):
+        sizes = (int(rng.integers(1, 6)), 12, 12, 2)
+        weights = [
+            rng.normal(size=(b, a)) * 10.0 ** rng.uniform(-3, 3, size=(b, 1)) * (rng.random((b, a)) < 0.4)
+            for a, b in zip(sizes, sizes[1:], strict=False)
+        ]
+        net = PlainNet.mlp(weights, [rng.normal(size=len(w)) for w in weights], name)
+        cruder = min(c.bound for method in ("product", "lipsdp-layer") for c in upper_bounds(net, method=method))
+        assert proved(net).bound <= cruder * (1 + 1e-5)
 
 
 def test_degenerate_networks() -> None:
