@@ -200,6 +200,13 @@ def _is_empty(form: ScalarForm, region: Box, signs: dict[Neuron, int], multiplie
     return total is not None and bool(crown.bounds(total)[1][0] < 0)
 
 
+def _bounded_by(form: ScalarForm, norm: NormPair, region: Box, signs: dict[Neuron, int]) -> float:
+    try:
+        return gradient_norm(Gradients(form, region, signs), norm)
+    except Infeasible:
+        return 0.0
+
+
 def check(net: PlainNet, certificate: Certificate) -> bool:
     """Check a certificate of kind "branches": every part of the tree is bounded or proved to be empty."""
     if certificate.region is None:
@@ -212,7 +219,7 @@ def check(net: PlainNet, certificate: Certificate) -> bool:
             if not _is_empty(form, region, signs, [(int(k), int(i), float(pi)) for k, i, pi in tree["empty"]]):
                 return False
         elif "bounded" in tree:
-            if not gradient_norm(Gradients(form, region, signs), norm) <= certificate.bound:
+            if not _bounded_by(form, norm, region, signs) <= certificate.bound:
                 return False
         else:
             split = (int(tree["step"]), int(tree["neuron"]))

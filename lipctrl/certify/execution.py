@@ -105,8 +105,6 @@ def _activated(
         values = np.max(np.abs(value_interval(activation, low, high)), axis=0)
         parameter = float(arithmetic.lost(np.array(activation.parameter)))
         own = value_error(activation, size + error, values, unit)
-        if activation.name == "leaky_relu":  # one product, with a parameter that may have been rounded
-            own = 2 * unit * values
         own = own + parameter * (size + error) + arithmetic.tiny
         return values, np.asarray((steep * error + own) * GROWN)
     worst = np.repeat(error.reshape(-1, g).max(1), g)

@@ -115,7 +115,7 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class _Function:
+class Function:
     """A function by enclosures of its values and derivatives."""
 
     value: Callable[[Array], Array]
@@ -140,14 +140,14 @@ class _Function:
         return np.asarray(self.above(point, slope) + np.maximum(extra, 0.0) * (1 + 16 * UNIT))
 
     @property
-    def negated(self) -> "_Function":
+    def negated(self) -> "Function":
         """t -> -f(t)."""
-        return _Function(lambda z: -self.value(z), self.error, lambda z: -self.derivative(z), self.derivative_error)
+        return Function(lambda z: -self.value(z), self.error, lambda z: -self.derivative(z), self.derivative_error)
 
     @property
-    def reflected(self) -> "_Function":
+    def reflected(self) -> "Function":
         """t -> -f(-t)."""
-        return _Function(
+        return Function(
             lambda z: -self.value(-z),
             lambda z, value: self.error(-z, -value),
             lambda z: self.derivative(-z),
@@ -155,18 +155,18 @@ class _Function:
         )
 
 
-def _chord(f: _Function, low: Array, high: Array) -> Array:
+def _chord(f: Function, low: Array, high: Array) -> Array:
     width = high - low
     middle = f.derivative(low + width / 2)
     wide = width > 1e-9 * (np.abs(low) + np.abs(high))
     return np.asarray(np.where(wide, (f.value(high) - f.value(low)) / np.where(wide, width, 1.0), middle))
 
 
-def _above_convex(f: _Function, slope: Array, low: Array, high: Array) -> Array:
+def _above_convex(f: Function, slope: Array, low: Array, high: Array) -> Array:
     return np.maximum(f.above(low, slope), f.above(high, slope))
 
 
-def _above_s_shaped(f: _Function, low: Array, high: Array) -> tuple[Array, Array]:
+def _above_s_shaped(f: Function, low: Array, high: Array) -> tuple[Array, Array]:
     """Slope and offset of a line above f on [low, high], f convex left of 0 and concave right of it."""
     left, right = np.zeros_like(low), np.maximum(high, 0.0)
     for _ in range(BISECTIONS):  # the tangent point on the right whose line passes through (low, f(low))
@@ -190,7 +190,7 @@ def _above_s_shaped(f: _Function, low: Array, high: Array) -> tuple[Array, Array
 def activation_lines(activation: Activation, low: Array, high: Array) -> Lines:
     """Bounding lines of a scalar activation on [low, high] (finite)."""
     name, p = activation.name, activation.parameter
-    f = _Function(
+    f = Function(
         activation,
         lambda z, value: value_error(activation, z, value),
         activation.derivative,

@@ -139,6 +139,24 @@ def test_touched_proofs_fail(seed: int, tmp_path: Path) -> None:
     assert not replace(certificate, proof={"kind": "branches", "tree": tree}).verify(net)
 
 
+def test_a_part_that_bounds_exclude_counts_as_bounded() -> None:
+    net = PlainNet.mlp([np.ones((1, 1)), np.ones((1, 1))], [np.array([5.0]), np.zeros(1)], "relu")
+    tree = {"step": 0, "neuron": 0, "+": {"bounded": True}, "-": {"bounded": True}}
+    honest = certified(net, L2, Box((-1.0,), (1.0,)))
+    assert replace(honest, proof={"kind": "branches", "tree": tree}).verify(net)
+
+
+def test_multipliers_must_not_be_negative() -> None:
+    net = PlainNet.mlp([np.ones((2, 1)), np.ones((1, 2))], [np.array([0.0, 0.5]), np.zeros(1)], "relu")
+    bounded, box = {"bounded": True}, Box((-1.0,), (1.0,))
+    forged = {"empty": [[0, 0, 1.0], [0, 1, -1.0]]}  # z_1 - z_2 = -1/2 is negative, but x = 1 is in the part
+    second = {"step": 0, "neuron": 1, "+": forged, "-": bounded}
+    tree = {"step": 0, "neuron": 0, "+": second, "-": bounded}
+    honest = certified(net, L2, box)
+    assert honest.bound == pytest.approx(2)
+    assert not replace(honest, bound=1.01, proof={"kind": "branches", "tree": tree}).verify(net)
+
+
 def test_checking_needs_no_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     net = random_net(5, (2, 4, 3, 2))
     certificate = certified(net, L2)

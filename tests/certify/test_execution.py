@@ -131,6 +131,20 @@ def test_overflow_is_infinite() -> None:
     assert np.isfinite(execution_error(net, box, dtype=np.float64))
     too_large = PlainNet.mlp([np.full((2, 1), 1e39), np.ones((1, 2))], [np.zeros(2), np.zeros(1)], "relu")
     assert execution_error(too_large, box, dtype=np.float32) == np.inf
+    steep = PlainNet.mlp([np.eye(1), np.eye(1)], [np.zeros(1)] * 2, "leaky_relu:1e39")
+    assert execution_error(steep, Box((-1e-9,), (1e-9,)), dtype=np.float32) == np.inf
+
+
+def test_reflections_pass_errors_on() -> None:
+    rng = np.random.default_rng(4)
+    v = np.array([[30.1, 40.3]])  # |v| = 50: the layer enlarges errors by 5000
+    for w in (np.eye(2), np.array([[1e6, -1e6], [1e6, -1e6]])):  # its own errors; those of cancelling sums
+        net = PlainNet.mlp([w, np.eye(2)], [np.zeros(2)] * 2, Activation("householder", 2.0, v))
+        x = (-1 + 1e-6 * rng.normal(size=(500, 2))).astype(np.float32).astype(float)
+        box = Box(tuple(x.min(0).tolist()), tuple(x.max(0).tolist()))
+        error = np.abs(executed(net, x, np.float32) - executed(net, x, np.float64)).max()
+        bound = execution_error(net, box, norm=LARGEST, dtype=np.float32) / 2
+        assert error <= bound < 100 * error
 
 
 def test_larger_boxes_and_shorter_types_err_more() -> None:

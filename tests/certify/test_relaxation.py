@@ -8,6 +8,7 @@ from lipctrl.certify.enclosure import UNIT
 from lipctrl.certify.relaxation import (
     DERIVATIVE_UNITS,
     VALUE_UNITS,
+    Function,
     activation_lines,
     product_lines,
     slope_interval,
@@ -148,6 +149,18 @@ def test_lines_are_the_known_ones() -> None:
         above = tanh.high_slope[i] * t + tanh.high_offset[i] - np.tanh(t)
         assert 0 <= above.min() < 1e-8
         assert abs(tanh.high_slope[i] * low[i] + tanh.high_offset[i] - np.tanh(low[i])) < 1e-5
+
+
+def test_tangents_allow_for_the_error_of_the_derivative() -> None:
+    def zero(z: NDArray[np.float64], _: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.zeros_like(z)
+
+    low, point, high = np.array([-1.0]), np.array([0.5]), np.array([2.0])
+    t = np.linspace(-1, 2, 1001)
+    for error in (-0.1, 0.1):
+        parabola = Function(lambda z: -z * z, zero, lambda z, e=error: -2 * z + e, 0.1)
+        slope = parabola.derivative(point)
+        assert (slope * t + parabola.concave_above(point, slope, low, high) >= -t * t).all()
 
 
 def test_products_stay_between_their_lines() -> None:
