@@ -69,8 +69,8 @@ class Enclosure:
         k = self.mid.shape[1]
         a, b = np.abs(self.mid), np.abs(other.mid)
         rad = a @ (other.rad + gamma(k) * b + TINY)  # TINY: gamma(k) b may underflow before a large a multiplies it
-        if self.rad.any():  # bounded by a rank-one product: radii are tiny, a third matrix product is not worth it
-            rad = rad + self.rad.max(1, keepdims=True) * (b + other.rad).sum(0, keepdims=True)
+        if self.rad.any():
+            rad = rad + self.rad @ (b + other.rad)
         return Enclosure(self.mid @ other.mid, _up(rad, k + 4))
 
     def plus_at(self, start: int, other: "Enclosure") -> "Enclosure":
