@@ -1,0 +1,89 @@
+"""Lipschitz policies in stock Stable-Baselines3, and the plain network of anybody's zip."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+import lipctrl.nn.sb3  # noqa: F401  # registers LipschitzMlpPolicy
+from lipctrl.certify.bracket import certify
+from lipctrl.files import UserError
+from lipctrl.nn.sb3 import actor_to_plain, load_zip
+
+SHORT: dict[type, dict[str, Any]] = {
+    SAC: {"learning_starts": 20, "batch_size": 16},
+    TD3: {"learning_starts": 20, "batch_size": 16},
+    DDPG: {"learning_starts": 20, "batch_size": 16},
+    PPO: {"n_steps": 32, "batch_size": 16, "n_epochs": 1},
+    A2C: {},
+}
+BOUNDED = (SAC, TD3, PPO)
+
+
+def env() -> gymnasium.Env[Any, Any]:
+    return gymnasium.make("Pendulum-v1")
+
+
+def agreement(model: Any, net: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3)) * [1, 1, 5]
+    expected = np.array([model.predict(row.astype(np.float32), deterministic=True)[0] for row in x])
+    assert np.allclose(net(x), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("algorithm", BOUNDED, ids=lambda a: a.__name__)
+@pytest.mark.parametrize("critic_lip", [None, 10.0])
+def test_bounded_policies_train_save_load_and_are_certified(
+    algorithm: Any, critic_lip: float | None, tmp_path: Path
+) -> None:
+    kwargs = {"lip": 3.0, "hidden": (16, 16), "critic_lip": critic_lip}
+    model = algorithm("LipschitzMlpPolicy", env(), policy_kwargs=kwargs, seed=0, **SHORT[algorithm])
+    model.learn(64)
+    net = actor_to_plain(model.policy)
+    agreement(model, net)
+    bracket = certify(net)
+    assert bracket.lower.bound <= bracket.upper.bound <= 3.0 * (1 + 1e-5) and bracket.upper.verify(net)
+    model.save(tmp_path / "m.zip")
+    assert load_zip(tmp_path / "m.zip").sha256() == net.sha256()
+    agreement(algorithm.load(tmp_path / "m.zip"), net)
+
+
+@pytest.mark.parametrize("algorithm", SHORT, ids=lambda a: a.__name__)
+@pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.ReLU, torch.nn.ELU])
+def test_anybodys_mlp_policy_can_be_exported(algorithm: Any, activation: Any, tmp_path: Path) -> None:
+    kwargs = {"net_arch": [12, 12], "activation_fn": activation}
+    model = algorithm("MlpPolicy", env(), policy_kwargs=kwargs, seed=1, **SHORT[algorithm])
+    net = actor_to_plain(model.policy)
+    agreement(model, net)
+    model.save(tmp_path / "m.zip")
+    assert load_zip(tmp_path / "m.zip").sha256() == net.sha256()
+
+
+def test_normaliser_is_folded_in_with_its_clipping() -> None:
+    venv = VecNormalize(DummyVecEnv([env]), clip_obs=2.0)
+    model = PPO("LipschitzMlpPolicy", venv, policy_kwargs={"lip": 1.5, "hidden": (8,)}, seed=0, **SHORT[PPO])
+    model.learn(128)
+    net = actor_to_plain(model.policy, normalizer=venv)
+    x = np.random.default_rng(0).normal(size=(80, 3)) * [2, 2, 20]
+    expected = model.predict(venv.normalize_obs(x.astype(np.float32)), deterministic=True)[0]
+    assert np.allclose(net(x), expected, atol=2e-5)
+    assert net.input_scale is not None
+    assert certify(net).upper.bound <= 1.5 / net.input_scale.min() * (1 + 1e-5)
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="continuous"):
+        PPO("LipschitzMlpPolicy", gymnasium.make("CartPole-v1"))
+    PPO("MlpPolicy", gymnasium.make("CartPole-v1")).save(tmp_path / "d.zip")
+    with pytest.raises(UserError, match="box of actions"):
+        load_zip(tmp_path / "d.zip")
+    SAC("MlpPolicy", env()).save(tmp_path / "m.zip")
+    (tmp_path / "m.zip").write_bytes((tmp_path / "m.zip").read_bytes()[:-500])
+    with pytest.raises(UserError, match="not a whole"):
+        load_zip(tmp_path / "m.zip")
+    with pytest.raises(UserError, match="positive"):
+        SAC("LipschitzMlpPolicy", env(), policy_kwargs={"lip": -1.0})
