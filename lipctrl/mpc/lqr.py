@@ -51,4 +51,10 @@ def lqr(A: ArrayLike, B: ArrayLike, Q: ArrayLike, R: ArrayLike) -> LqrSolution:
     s = r + b.T @ p @ b
     k = np.linalg.solve(s, b.T @ p @ a)
     closed = a - b @ k
-    return LqrSolution(k, p, s, closed, np.linalg.eigvals(closed))
+    eigenvalues = np.asarray(np.linalg.eigvals(closed), np.complex128)
+    if not np.abs(eigenvalues).max() < 1:
+        raise UserError(
+            "the Riccati equation has no stabilising solution for this plant and weights "
+            f"(a closed-loop eigenvalue has modulus {np.abs(eigenvalues).max():.9g})"
+        )
+    return LqrSolution(k, p, s, closed, eigenvalues)
