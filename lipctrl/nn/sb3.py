@@ -5,7 +5,7 @@ Importing this module registers "LipschitzMlpPolicy" with SAC, TD3 and PPO:
     import lipctrl.nn.sb3
     model = SAC("LipschitzMlpPolicy", env, policy_kwargs=dict(lip=4.0))
 
-`lip` bounds the deterministic policy in raw units of observation and action (l2). SAC and TD3 squash by tanh and unscale
+`lip` bounds the deterministic policy in raw units of observation and action (l2). SAC and TD3 squash and unscale
 to the action limits, which multiplies the constant by half the widest range; PPO clips, which does not enlarge it.
 SAC's exploration takes its spread from an ordinary network, which the deterministic policy does not use.
 """
