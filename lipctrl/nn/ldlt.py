@@ -1,10 +1,10 @@
 """LDLT networks: an end-to-end l2 bound by a block LDL' factorisation of the LipSDP matrix.
 
 (Juston et al. 2025, arXiv 2512.05915; re-derived, with a learnable diagonal and with the corner term of the residual
-form, without which the bound fails.) Both forms build a 1-Lipschitz network g and return sqrt(lip) g(sqrt(lip) x), which
-is better conditioned than a bound inside the recursion. With D_0 = I and D_k = 2 I - W_k D_{k-1}^-1 W_k' the LMI with Lambda = I
-asks for D_k > 0 and W_{l+1}' W_{l+1} <= D_l. Free V_k and alpha_k > 0 give the contraction N_k = V_k R_k^-1 with
-R_k'R_k = V_k'V_k + alpha_k I, and with L_k L_k' = V_k V_k' + alpha_k I,
+form, without which the bound fails.) Both forms build a 1-Lipschitz network g and return sqrt(lip) g(sqrt(lip) x),
+which is better conditioned than a bound inside the recursion. With D_0 = I and D_k = 2 I - W_k D_{k-1}^-1 W_k' the LMI
+with Lambda = I asks for D_k > 0 and W_{l+1}' W_{l+1} <= D_l. Free V_k and alpha_k > 0 give the contraction
+N_k = V_k R_k^-1 with R_k'R_k = V_k'V_k + alpha_k I, and with L_k L_k' = V_k V_k' + alpha_k I,
 
     D_k = 2 alpha_k (L_k L_k')^-1,   W_k = sqrt(2) N_k D_{k-1}^{1/2},   W_{l+1} = N_{l+1} D_l^{1/2}.
 
