@@ -1,0 +1,100 @@
+"""MPC as a policy: an expert for demonstrations, a partner in evaluation, a target of attacks.
+
+When the problem has no feasible solution or the solver was late, a fallback policy acts instead.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lipctrl.files import UserError
+from lipctrl.mpc.controller import Solution
+from lipctrl.mpc.shooting import Trajectory
+from lipctrl.policy import Policy
+
+Array = NDArray[np.float64]
+
+
+class Controller(Protocol):
+    """What solves one problem at one state: `NMPC`, `LinearMPC`."""
+
+    def solve(self, x: ArrayLike, guess: Trajectory | None = None) -> Solution:
+        """The plan from state x (n,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happened at one step: the solution, and why the fallback acted ("infeasible", "late") or None."""
+
+    solution: Solution
+    fallback: str | None
+
+
+def _same(observation: Array) -> Array:
+    return observation
+
+
+@dataclass(frozen=True)
+class MPCPolicy:
+    """u = first input of the plan. Pure: the warm start travels in `predict`'s hidden state, as in SB3.
+
+    Without the hidden state every solve starts cold, and the action depends on the observation alone.
+
+    Attributes:
+        controller: solves the problem.
+        fallback: acts on the same observation when the solution is infeasible or late; None: that is an error.
+        deadline: seconds per solve, or None. The solver is not interrupted: its answer is not used if it took longer.
+        state_of: state (n,) of the plant from one observation; by default they are the same.
+    """
+
+    controller: Controller
+    fallback: Policy | None = None
+    deadline: float | None = None
+    state_of: Callable[[Array], Array] = _same
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[Array, tuple[Decision, ...]]:
+        """Action and hidden state; see `Policy.predict`.
+
+        Args:
+            observation: one (n,) or a batch (batch, n).
+            state: the decisions that the last call returned, for the warm start, or None.
+            episode_start: where true, the warm start is dropped; shape () or (batch,), or None.
+            deterministic: no effect.
+
+        Raises:
+            UserError: infeasible or late without a fallback, or a wrong observation.
+        """
+        observations = np.asarray(observation, dtype=np.float64)
+        rows = np.atleast_2d(observations)
+        before: list[Decision | None] = [None] * len(rows) if state is None else list(state)
+        fresh = np.zeros(len(rows), bool) if episode_start is None else np.atleast_1d(episode_start).astype(bool)
+        if len(before) != len(rows) or len(fresh) != len(rows):
+            raise UserError(f"{len(rows)} observations came with {len(before)} hidden states and {len(fresh)} starts")
+        decided = [self._decide(row, None if new else last) for row, last, new in zip(rows, before, fresh, strict=True)]
+        actions = np.array([action for action, _ in decided])
+        return actions.reshape(*observations.shape[:-1], -1), tuple(decision for _, decision in decided)
+
+    def _decide(self, observation: Array, last: Decision | None) -> tuple[Array, Decision]:
+        # an infeasible plan is a bad place to start from
+        guess = last.solution.shifted() if last is not None and last.solution.feasible else None
+        solution = self.controller.solve(self.state_of(observation), guess)
+        reason = None
+        if not solution.feasible:
+            reason = "infeasible"
+        elif self.deadline is not None and solution.wall_time > self.deadline:
+            reason = "late"
+        if reason is None:
+            return solution.inputs[0], Decision(solution, None)
+        if self.fallback is None:
+            raise UserError(
+                f"MPC has no usable solution at state {self.state_of(observation)} and no fallback policy: {reason} "
+                f"(solver says {solution.status}, violation {solution.violation:.2g}, {solution.wall_time:.3g} s)"
+            )
+        action = np.asarray(self.fallback.predict(observation, deterministic=True)[0], dtype=np.float64)
+        return action, Decision(solution, reason)

@@ -1,0 +1,137 @@
+"""The optimal control problem of MPC: horizon, quadratic cost, limits and soft limits, as data."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lipctrl.files import UserError
+from lipctrl.mpc.invariant import Polytope
+from lipctrl.mpc.lqr import lqr
+from lipctrl.plant import Plant
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Softness:
+    """The price of a state limit exceeded by s: linear's + s' diag(quadratic) s per stage, both shape (n,), positive.
+
+    With a linear price above the multiplier of the hard limit the limit holds whenever it can (exact penalty).
+    """
+
+    linear: Array
+    quadratic: Array
+
+
+@dataclass(frozen=True)
+class OCP:
+    """Minimise sum_{k<N} |x_k - x_ref|_Q^2 + |u_k - u_ref|_R^2 + |x_N - x_ref|_P^2 in the plant's units.
+
+    State limits hold for x_1..x_N (x_0 is measured, not chosen), input limits for u_0..u_{N-1}.
+
+    Attributes:
+        horizon: N, number of steps.
+        Q, R, P: stage and terminal weights, shapes (n, n), (m, m), (n, n), symmetric; R positive definite.
+        x_ref, u_ref: reference, shapes (n,) and (m,).
+        x_low, x_high, u_low, u_high: limits, may be infinite.
+        soft: price of exceeding the state limits; None: they are hard. The terminal set and input limits always are.
+        terminal_set: polytope that holds x_N, or None.
+    """
+
+    horizon: int
+    Q: Array
+    R: Array
+    P: Array
+    x_ref: Array
+    u_ref: Array
+    x_low: Array
+    x_high: Array
+    u_low: Array
+    u_high: Array
+    soft: Softness | None = None
+    terminal_set: Polytope | None = None
+
+    def __post_init__(self) -> None:
+        n, m = len(self.x_ref), len(self.u_ref)
+        if self.horizon < 1:
+            raise UserError(f"the horizon must be at least 1 step, found {self.horizon}")
+        for name, size in (("Q", n), ("R", m), ("P", n)):
+            weight = getattr(self, name)
+            if weight.shape != (size, size) or not np.isfinite(weight).all():
+                raise UserError(f"weight {name} needs shape ({size}, {size}), all finite, found {weight.shape}")
+            lowest = np.linalg.eigvalsh((weight + weight.T) / 2).min()
+            if not np.allclose(weight, weight.T, rtol=1e-9, atol=0) or lowest < -1e-9 * np.abs(weight).max():
+                raise UserError(f"weight {name} must be symmetric and positive semidefinite")
+        if not np.linalg.eigvalsh(self.R).min() > 0:
+            raise UserError("weight R must be positive definite")
+        for name, size in (("x", n), ("u", m)):
+            low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
+            if low.shape != (size,) or high.shape != (size,) or not (low < high).all():
+                raise UserError(f"{name}_low and {name}_high need shape ({size},) with low below high")
+        if self.soft is not None:
+            for price in (self.soft.linear, self.soft.quadratic):
+                if price.shape != (n,) or not (price > 0).all():
+                    raise UserError(f"the prices of soft limits need shape ({n},), all positive")
+        if self.terminal_set is not None and self.terminal_set.H.shape[1] != n:
+            raise UserError(f"the terminal set needs {n} columns, found {self.terminal_set.H.shape[1]}")
+
+    @property
+    def x_scale(self) -> Array:
+        """A typical deviation of each state: where it costs 1, or half the range of its limits if that is less."""
+        return _scale(self.Q, self.x_low, self.x_high)
+
+    @property
+    def u_scale(self) -> Array:
+        """The same for each input."""
+        return _scale(self.R, self.u_low, self.u_high)
+
+
+def _scale(weight: Array, low: Array, high: Array) -> Array:
+    diagonal = np.diag(weight)
+    by_cost = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0)), np.inf)
+    smaller = np.minimum(by_cost, (high - low) / 2)
+    return np.where(np.isfinite(smaller), smaller, 1.0)
+
+
+def regulation(
+    plant: Plant,
+    Q: ArrayLike,
+    R: ArrayLike,
+    *,
+    horizon: int,
+    x_ref: ArrayLike | None = None,
+    u_ref: ArrayLike | None = None,
+    soft: Softness | None = None,
+    terminal_set: Polytope | None = None,
+) -> OCP:
+    """The problem of holding a plant at a steady state, with the plant's limits and the LQR cost-to-go as P.
+
+    Args:
+        plant: gives limits, and the linearisation at the reference for P.
+        Q, R: weights (n, n) and (m, m) in the plant's units.
+        horizon: number of steps.
+        x_ref, u_ref: reference; by default the plant's equilibrium.
+        soft, terminal_set: see `OCP`. To override limits use `dataclasses.replace` on the result.
+
+    Raises:
+        UserError: shapes do not match, or the linearisation cannot be stabilised.
+    """
+    q, r = np.atleast_2d(np.asarray(Q, np.float64)), np.atleast_2d(np.asarray(R, np.float64))
+    state = plant.equilibrium[0] if x_ref is None else np.asarray(x_ref, np.float64)
+    control = plant.equilibrium[1] if u_ref is None else np.asarray(u_ref, np.float64)
+    A, B, _ = plant.linearise(state, control)
+    return OCP(
+        horizon=horizon,
+        Q=q,
+        R=r,
+        P=lqr(A, B, q, r).P,
+        x_ref=state,
+        u_ref=control,
+        x_low=np.array(plant.state.low, np.float64),
+        x_high=np.array(plant.state.high, np.float64),
+        u_low=np.array(plant.input.low, np.float64),
+        u_high=np.array(plant.input.high, np.float64),
+        soft=soft,
+        terminal_set=terminal_set,
+    )
