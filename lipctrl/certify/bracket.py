@@ -52,6 +52,7 @@ LOCAL: dict[str, LocalMethod] = {
     "branch-and-bound": branch_and_bound,
 }
 DOMINATED = ("eclipse", "lipsdp-layer")  # never below lipsdp-neuron: on request only
+BRANCHED = 200  # hidden neurons above which branch and bound gains little for its minutes: on request only
 ALIASES = {"sandwich": "own"}
 
 
@@ -88,11 +89,12 @@ def _methods(net: PlainNet, norm: NormPair, region: Box | None) -> dict[str, Cal
     return methods
 
 
-def _chosen(methods: Mapping[str, Callable[[], Certificate | None]], method: str) -> list[str]:
+def _chosen(methods: Mapping[str, Callable[[], Certificate | None]], method: str, neurons: int) -> list[str]:
     """The names that a method's name stands for."""
     name = ALIASES.get(method, method)
     if name == "auto":
-        return [key for key in methods if key not in DOMINATED]
+        skipped = DOMINATED if neurons <= BRANCHED else (*DOMINATED, "branch-and-bound")
+        return [key for key in methods if key not in skipped]
     if name in LOCAL and name not in methods:
         raise UserError(f"method {method!r} needs a region")
     if name not in methods:
@@ -120,7 +122,7 @@ def _timed(
     _check_sizes(net, norm, region)
     found, seconds = list[Certificate](), dict[str, float]()
     methods = _methods(net, norm, region)
-    for key in _chosen(methods, method):
+    for key in _chosen(methods, method, sum(net.widths)):
         if progress is not None:
             progress(key)
         start = time.perf_counter()
@@ -140,7 +142,8 @@ def upper_bounds(
         net: the network in raw units.
         norm: norms and scales; l2 -> l2 in raw units by default.
         region: where the bound must hold; everywhere by default. A global bound holds on every region.
-        method: "auto" for all that apply (without the dominated ones), or one name: "product", "own" (also
+        method: "auto" for all that apply (without dominated ones, and without branch and bound above 200 hidden
+            neurons), or one name: "product", "own" (also
             "sandwich": the network's own multipliers), "eclipse-fast", "eclipse", "lipsdp-layer", "lipsdp-neuron"; with
             a region also "jacobian", "lipsdp-neuron-local", "branch-and-bound".
 

@@ -174,6 +174,23 @@ def test_methods_by_name() -> None:
         upper_bounds(net, method="magic")
 
 
+def test_auto_leaves_out_what_is_dominated_or_slow() -> None:
+    box, seen = Box((-0.1,), (0.1,)), list[str]()
+    certify(network(np.random.default_rng(8), (1, 4, 1)), region=box, progress=seen.append)
+    assert seen == [
+        "product",
+        "own",
+        "eclipse-fast",
+        "lipsdp-neuron",
+        "jacobian",
+        "lipsdp-neuron-local",
+        "branch-and-bound",
+    ]
+    seen.clear()
+    certify(network(np.random.default_rng(8), (1, 204, 1)), region=box, progress=seen.append)
+    assert "branch-and-bound" not in seen and "lipsdp-neuron-local" in seen
+
+
 def test_wrong_sizes() -> None:
     net = network(np.random.default_rng(5), (2, 4, 1))
     with pytest.raises(UserError, match="input_scale has 3 entries; expected 2"):
