@@ -35,12 +35,13 @@ Array = NDArray[np.float64]
 Neuron = tuple[int, int]  # (step, neuron), both from 0
 Tree = dict[str, Any]
 Multiplier = tuple[int, int, float]  # step, neuron, pi
+MOST_PARTS, WORK = 500, 2_000_000_000
 PART_EMPTY = -1e-9  # largest margin (relative to the rows) at which a linear program calls a part empty
 
 
 @dataclass
 class _Part:
-    """A node of the tree: the inputs on which some arguments have known signs."""
+    """A node of the tree: the inputs on which some arguments have known signs, and the neuron to split next."""
 
     signs: dict[Neuron, int]
     bound: float
@@ -59,18 +60,18 @@ class _Part:
         """The proof, without branches that did not help."""
         if self.empty is not None:
             return {"empty": [list(m) for m in self.empty]}
-        if self.split is None or self.bound <= self.value:
+        if self.split is None or not self.children or self.bound <= self.value:
             return {"bounded": True}
         step, neuron = self.split
         return {"step": step, "neuron": neuron, "+": self.children[0].tree(), "-": self.children[1].tree()}
 
 
-def branch_and_bound(net: PlainNet, norm: NormPair, region: Box, *, parts: int = 500) -> Certificate | None:
+def branch_and_bound(net: PlainNet, norm: NormPair, region: Box, *, parts: int | None = None) -> Certificate | None:
     """Bound the Jacobian on a box by branch and bound, the part with the largest bound first.
 
     Args:
         net, norm, region: what is certified, and where.
-        parts: budget: how many parts are bounded at most.
+        parts: budget: about how many parts are bounded; by default what takes a second or two, at most 500.
 
     Returns:
         The certificate; None only if the weights overflow.
@@ -79,11 +80,11 @@ def branch_and_bound(net: PlainNet, norm: NormPair, region: Box, *, parts: int =
         UserError: the box has another dimension than the input.
     """
     form = scalar_form(net)
-    root = _Part({}, gradient_norm(Gradients(form, region), norm))
+    budget = _affordable(form) if parts is None else parts
+    root = _bounded(form, norm, region, {})
     queue, made = [(-root.bound, 0, root)], 1
-    while queue and made < parts:
+    while queue and made < budget:
         part = heapq.heappop(queue)[2]
-        part.split = _choose(form, Gradients(form, region, part.signs), part.signs)
         if part.split is None:  # every slope is known: this is the value on the part
             break
         for sign in (1, -1):
@@ -106,7 +107,15 @@ def branch_and_bound(net: PlainNet, norm: NormPair, region: Box, *, parts: int =
     )
 
 
+def _affordable(form: ScalarForm) -> int:
+    """A number of parts by the cost of one: matrix products for every output."""
+    widths = [len(step.argument.bias.mid) for step in form.steps]
+    cost = len(form.preactivations[-1].bias.mid) * sum(widths) * max(widths, default=0) ** 2
+    return min(MOST_PARTS, WORK // max(cost, 1))
+
+
 def _bounded(form: ScalarForm, norm: NormPair, region: Box, signs: dict[Neuron, int]) -> _Part:
+    """A part with its bound, or with what proves it empty."""
     try:
         gradients = Gradients(form, region, signs)
     except Infeasible:
@@ -114,10 +123,10 @@ def _bounded(form: ScalarForm, norm: NormPair, region: Box, signs: dict[Neuron, 
     multipliers = _separation(form, gradients, region, signs)
     if multipliers is not None and _is_empty(form, region, signs, multipliers):
         return _Part(signs, 0.0, empty=multipliers)
-    return _Part(signs, gradient_norm(gradients, norm))
+    return _Part(signs, gradient_norm(gradients, norm), _choose(form, gradients))
 
 
-def _choose(form: ScalarForm, gradients: Gradients, signs: dict[Neuron, int]) -> Neuron | None:
+def _choose(form: ScalarForm, gradients: Gradients) -> Neuron | None:
     """The undecided kinked neuron that moves the Jacobian most: |derivative by its value| times |its weights|."""
     best, chosen = 0.0, None
     for k, step in enumerate(form.steps):

@@ -20,6 +20,11 @@ Array = NDArray[np.float64]
 GROWN = 1 + 1e-9  # covers the rounding of error bounds themselves: sums of fewer than 10^6 nonnegative terms in a row
 
 
+def _known(low: Array, high: Array) -> tuple[Array, Array]:
+    """Bounds with what overflow left undefined made infinite."""
+    return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+
+
 class Crown:
     """Nodes between lines over a box.
 
@@ -43,8 +48,9 @@ class Crown:
         self.arguments.append(argument)
         self.ranges.append((low, high))
         self.lines.append(lines)
-        self.values.append((lines.low, lines.high))
-        self._sizes.append(np.maximum(np.abs(lines.low), np.abs(lines.high)))
+        values = _known(lines.low, lines.high)
+        self.values.append(values)
+        self._sizes.append(np.maximum(*np.abs(values)))
 
     def bounds(self, target: Affine) -> tuple[Array, Array]:
         """Proved lower and upper bounds of an affine function of the nodes, entrywise."""
@@ -59,7 +65,7 @@ class Crown:
                 twice = Enclosure(np.vstack([bias.mid, -bias.mid]), np.vstack([bias.rad] * 2))
                 upper = self._largest(Affine(both, twice))
                 low, high = np.fmax(low, -upper[rows:]), np.fmin(high, upper[:rows])
-        return np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+        return _known(low, high)
 
     def _error(self, argument: Affine) -> Array:
         """Effect, per row, of what is unknown of the coefficients and of rounding in a product with them."""

@@ -82,6 +82,7 @@ def _gradient(form: ScalarForm, output: int, j: int, width: int) -> Affine:
     return Affine({count - k + 1: blocks[j].T for k, blocks in later if j in blocks}, bias)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def gradient_norm(gradients: Gradients, norm: NormPair) -> float:
     """Upper bound of the norm of every Jacobian within the bounds, rounded up."""
     inputs, outputs = gradients.low.shape[1], gradients.low.shape[0]
@@ -89,6 +90,8 @@ def gradient_norm(gradients: Gradients, norm: NormPair) -> float:
     scale_out = np.ones(outputs) if norm.output_scale is None else np.array(norm.output_scale)
     if len(scale_in) != inputs or len(scale_out) != outputs:
         raise UserError(f"norm scales need lengths {inputs} and {outputs}; found {len(scale_in)} and {len(scale_out)}")
+    if not (np.isfinite(gradients.low).all() and np.isfinite(gradients.high).all()):
+        return float("inf")
     inverse = quotient(np.ones(outputs), scale_out)
     if norm.input == "linf":
         rows = (Enclosure.exact(gradients.row_sums(scale_in)) * inverse).magnitude
@@ -99,10 +102,11 @@ def gradient_norm(gradients: Gradients, norm: NormPair) -> float:
         if norm.output == "l2":
             by_magnitude = norm_bound(Enclosure.exact(matrix.magnitude))
             by_middle = norm_bound(Enclosure.exact(matrix.mid)) + norm_bound(Enclosure.exact(matrix.rad))
-            return float(min(by_magnitude, by_middle * (1 + 8 * UNIT))) if np.isfinite(mid).all() else float("inf")
+            return float(min(by_magnitude, by_middle * (1 + 8 * UNIT)))
         rows = np.linalg.norm(matrix.magnitude, axis=1)
     largest = np.max(rows) if norm.output == "linf" else np.linalg.norm(rows)
-    return max(FLOOR, float(largest * (1 + (outputs + inputs + 8) * 8 * UNIT)))
+    bound = float(largest * (1 + (outputs + inputs + 8) * 8 * UNIT))
+    return max(FLOOR, bound) if np.isfinite(bound) else float("inf")
 
 
 def gains(net: PlainNet, region: Box) -> tuple[Array, Array]:

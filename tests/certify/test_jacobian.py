@@ -150,6 +150,16 @@ def test_scales_must_fit(table_net: PlainNet) -> None:
         jacobian_certificate(table_net, NormPair(input_scale=(1.0, 1.0, 1.0)), box_of(1, 4))
 
 
+@pytest.mark.parametrize("norm", PAIRS, ids=str)
+def test_overflow_gives_no_certificate(norm: NormPair) -> None:
+    weights = [np.full((4, 2), 1e200), np.full((4, 4), 1e200), np.full((2, 4), 1.0)]
+    net = PlainNet.mlp(weights, [np.zeros(4), np.zeros(4), np.zeros(2)], "relu")
+    assert jacobian_certificate(net, norm, box_of(1, 2)) is None
+    linear = PlainNet.mlp([np.full((2, 2), 1e300)], [np.zeros(2)], ())
+    certificate = jacobian_certificate(linear, norm, box_of(1, 2))
+    assert certificate is None or certificate.bound >= (1e300 if norm.input == "l2" else 2e300)
+
+
 def test_milliseconds(table_net: PlainNet) -> None:
     seconds = []
     for _ in range(5):
