@@ -90,8 +90,6 @@ def gradient_norm(gradients: Gradients, norm: NormPair) -> float:
     scale_out = np.ones(outputs) if norm.output_scale is None else np.array(norm.output_scale)
     if len(scale_in) != inputs or len(scale_out) != outputs:
         raise UserError(f"norm scales need lengths {inputs} and {outputs}; found {len(scale_in)} and {len(scale_out)}")
-    if not (np.isfinite(gradients.low).all() and np.isfinite(gradients.high).all()):
-        return float("inf")
     inverse = quotient(np.ones(outputs), scale_out)
     if norm.input == "linf":
         rows = (Enclosure.exact(gradients.row_sums(scale_in)) * inverse).magnitude
