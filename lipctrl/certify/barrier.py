@@ -80,7 +80,8 @@ class Program:
         return -slope, np.block([[corner, cross], [cross.T, inner]])
 
 
-def _program(form: LoopForm, group: Groups, norm: Norm) -> Program:
+def program_of(form: LoopForm, group: Groups, norm: Norm) -> Program:
+    """The program of a loop form, without directions of l2 inputs that reach nothing."""
     T, Y, n0 = form.T.mid, form.Y.mid, form.inputs
     if norm == "l2" and n0 > 1:  # directions of dx that reach nothing need no columns
         reach = np.vstack([T[:, :n0], Y[:, :n0]])
@@ -250,7 +251,7 @@ def solve(
         return smallest_rho(form, spread_out(form, group, mu))
 
     rho, mu = min(((rho_of(mu), mu) for mu in [backward_start(form, group), *starts]), key=lambda pair: pair[0])
-    program = _program(form, group, norm)
+    program = program_of(form, group, norm)
     inputs = program.spread.shape[1]
     x = np.concatenate([np.full(inputs, 1.3 * rho + 1e-150), mu])
     if form.Y.mid.any():  # else the optimum is zero, and no relative gap is ever small
