@@ -65,3 +65,10 @@ def test_rounding_is_covered() -> None:
         exact = sum((Fraction(a) * Fraction(b) for a, b in zip(row.tolist(), x.tolist(), strict=True)), Fraction(0))
         low, high = Crown(x, x).bounds(Affine({0: Enclosure.exact(row[None, :])}, Enclosure.zeros(1, 1)))
         assert Fraction(float(low[0])) <= exact <= Fraction(float(high[0]))
+
+
+def test_undefined_values_are_not_taken_for_signs() -> None:
+    crown, nan = Crown(np.array([1.0]), np.array([2.0])), np.full(1, np.nan)
+    crown.append(Affine({}, Enclosure.zeros(1, 1)), nan, nan, lambda *_: Lines(nan, nan, nan, nan, nan, nan))
+    low, high = crown.bounds(Affine({1: Enclosure.exact(np.eye(1))}, Enclosure.zeros(1, 1)))
+    assert low[0] == -np.inf and high[0] == np.inf
