@@ -113,7 +113,7 @@ def solve_programme(solver: ca.Function, programme: Programme, x: ArrayLike, gue
         feasible=violation <= FEASIBLE and bool(report["success"]),
         violation=violation,
         status=str(report["unified_return_status"]),
-        iterations=int(report.get("iter_count", 0)),
+        iterations=max(int(report.get("iter_count", 0)), 0),
         wall_time=time.perf_counter() - begin,
     )
 

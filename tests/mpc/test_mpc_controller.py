@@ -8,9 +8,10 @@ import pytest
 from lipctrl.envs.cstr import LEVEL, P, cstr_plant
 from lipctrl.envs.linear import double_integrator
 from lipctrl.files import UserError
-from lipctrl.mpc.controller import NMPC, SOLVERS
+from lipctrl.mpc.controller import NMPC, SOLVERS, Solution, solve_programme
 from lipctrl.mpc.lqr import lqr
 from lipctrl.mpc.problem import OCP, Softness, regulation
+from lipctrl.mpc.shooting import transcribe
 
 PLANT = cstr_plant()
 Q, R = np.diag([10.0, 0.01]), np.diag([0.01, 3e-12])  # the task's own stage cost
@@ -136,3 +137,48 @@ def test_bad_input_is_refused() -> None:
         controller.solve(PLANT.equilibrium[0], (np.zeros((3, 2)), np.zeros((2, 2))))
     with pytest.raises(UserError, match="the OCP"):
         NMPC(double_integrator()[0], ocp)
+
+
+class Claims:
+    """A solver that returns a given point and says what it likes about it."""
+
+    def __init__(self, point: np.ndarray, success: bool) -> None:
+        self.point, self.success = point, success
+
+    def __call__(self, **_: object) -> dict[str, np.ndarray]:
+        return {"x": self.point}
+
+    def stats(self) -> dict[str, object]:
+        return {"success": self.success, "unified_return_status": "claimed"}
+
+
+def test_success_flag_and_violation_both_count() -> None:
+    ocp = reactor_problem()
+    x = level_set_states(1)[0]
+    programme = transcribe(PLANT.update, ocp)
+    plan = NMPC(PLANT, ocp).solve(x)
+    right = programme.pack((plan.states, plan.inputs))
+    wrong = right + 1e-3 * np.ones_like(right)
+
+    def judged(point: np.ndarray, success: bool) -> Solution:
+        return solve_programme(Claims(point, success), programme, x, None)
+
+    assert judged(right, True).feasible
+    assert not judged(right, False).feasible
+    assert not judged(wrong, True).feasible and judged(wrong, True).violation > 1e-4
+    assert not judged(np.full_like(right, np.nan), True).feasible
+
+
+def test_price_of_soft_limits_is_in_the_plants_units() -> None:
+    plant, _, price = double_integrator()
+    weight = np.diag([4.0, 25.0])
+    softness = Softness(np.array([100.0, 7.0]), np.array([10.0, 3.0]))
+    ocp = regulation(plant, weight, price, horizon=6, soft=softness)
+    ocp = replace(ocp, x_high=np.array([8.0, 5.0]), u_low=np.array([-1.0]), u_high=np.array([1.0]))
+    solution = NMPC(plant, ocp).solve([9.5, 0.0])
+    x, u = solution.states, solution.inputs
+    excess = np.maximum(np.maximum(x - ocp.x_high, ocp.x_low - x), 0)[1:]
+    assert excess.max() > 1
+    tracking = np.einsum("ki,ij,kj", x[:-1], weight, x[:-1]) + 0.1 * (u**2).sum() + x[-1] @ ocp.P @ x[-1]
+    paid = (excess @ softness.linear + excess**2 @ softness.quadratic).sum()
+    assert solution.cost == pytest.approx(tracking + paid, rel=1e-7)
