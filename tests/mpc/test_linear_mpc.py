@@ -10,6 +10,7 @@ from lipctrl.envs.cstr import cstr_plant
 from lipctrl.envs.linear import double_integrator, linear_plant
 from lipctrl.files import UserError
 from lipctrl.mpc.controller import NMPC, solve_programme
+from lipctrl.mpc.invariant import box
 from lipctrl.mpc.linear import SOLVERS, LinearMPC, linear_model, terminal_set
 from lipctrl.mpc.lqr import lqr
 from lipctrl.mpc.problem import OCP, Softness, regulation
@@ -123,3 +124,16 @@ def test_hpipm_refuses_soft_limits() -> None:
     plant, ocp = limited_double_integrator()
     with pytest.raises(UserError, match="slacks"):
         LinearMPC(plant, replace(ocp, soft=Softness(np.ones(2), np.ones(2))), "hpipm")
+
+
+def test_terminal_set_in_absolute_units_holds_the_last_state() -> None:
+    """A small box about the reactor's steady state, which the plan without it misses."""
+    plant = cstr_plant()
+    free = regulation(plant, np.diag([10.0, 0.01]), np.diag([0.01, 3e-12]), horizon=8)
+    half = np.array([0.002, 1.0])
+    target = box(free.x_ref - half, free.x_ref + half)
+    start = free.x_ref + [0.6, -10.0]
+    missed, held = (LinearMPC(plant, ocp).solve(start) for ocp in (free, replace(free, terminal_set=target)))
+    assert missed.feasible and not target.contains(missed.states[-1], tolerance=1e-3)
+    assert held.feasible and target.contains(held.states[-1], tolerance=1e-6)
+    assert held.cost > missed.cost
