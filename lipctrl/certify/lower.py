@@ -1,85 +1,127 @@
 """Lower bounds with a witness: an input and a direction that attain a sensitivity (numpy).
 
-Sampling at radii over several decades, then batched gradient ascent of |J(x) d| with d kept the best direction at x.
+Sampling at radii over several decades; batched gradient ascent of |J(x) d|, with d kept the best direction at x, which
+works for smooth activations; and for piecewise-linear networks, whose Jacobian has no gradient, a climb over activation
+patterns (see `certify.patterns`).
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.certify.certificate import Box, Witness
+from lipctrl.certify.product import lipschitz_constant
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
 Array = NDArray[np.float64]
-ROUNDING = 1e-9  # relative slack for the float64 evaluation of one Jacobian
+SAMPLES, ASCENTS, STEPS = 4000, 16, 60
+LARGEST_VERTICES = 12  # inputs up to which the sign vectors of an l_inf ball are enumerated
 
 
-def lower_bound(
-    net: PlainNet, norm: NormPair | None = None, *, region: Box | None = None, seed: int = 0, samples: int = 4000
-) -> Witness:
+def is_two_piece(net: PlainNet) -> bool:
+    """Whether every activation has two linear pieces that meet at 0."""
+    return all(a.name in ("relu", "leaky_relu", "abs") for a in net.activations)
+
+
+def lower_bound(net: PlainNet, norm: NormPair | None = None, *, region: Box | None = None, seed: int = 0) -> Witness:
     """The largest witness found.
 
     Args:
-        net, norm, region: as in `bracket.certify`. seed: of the samples. samples: number of starting points.
+        net, norm, region: as in `bracket.certify`. seed: of the samples.
     """
+    from lipctrl.certify.patterns import LARGEST_CLIMB, climb
+
     norm = norm or NormPair()
-    random = np.random.default_rng(seed)
-    x = _samples(net, region, samples, random)
-    gain, direction = _gain(net, norm, x)
-    best = np.argsort(-gain)[:16]
+    x = _samples(net, region, np.random.default_rng(seed))
+    gain, direction = gains_at(net, norm, x)
+    best = np.argsort(-gain)[:ASCENTS]
+    found = [witness(net, norm, x[best[0]], direction[best[0]], "sampling")]
     y, d = _ascend(net, norm, x[best], region)
-    gains, directions = np.append(gain[best], _at(net, norm, y, d)), np.vstack([direction[best], d])
-    points = np.vstack([x[best], y])
-    top = int(np.argmax(gains))
-    value = float(gains[top]) * (1 - ROUNDING)
-    return Witness(value, tuple(points[top].tolist()), tuple(directions[top].tolist()), norm, "ascent")
+    top = int(np.argmax(attained(net, norm, y, d)))
+    found.append(witness(net, norm, y[top], d[top], "gradient ascent"))
+    if is_two_piece(net) and 0 < sum(net.widths) <= LARGEST_CLIMB:
+        found += [climb(net, norm, start, region) for start in x[best[:2]]]
+    return max(found, key=lambda w: w.bound)
 
 
-def _samples(net: PlainNet, region: Box | None, count: int, random: np.random.Generator) -> Array:
+def witness(net: PlainNet, norm: NormPair, x: Array, d: Array, method: str) -> Witness:
+    """A witness whose bound is lowered by more than the rounding of evaluating it.
+
+    The error of J(x) d relative to the same product with absolute values is a small multiple of the unit roundoff, plus
+    the change of smooth activations' slopes under the rounding of their arguments; the slopes of piecewise-linear ones
+    do not change inside a region.
+    """
+    value = float(attained(net, norm, x, d))
+    largest = 0.0 if is_two_piece(net) else max(float(np.abs(z).max()) for z in net.preactivations(x))
+    sizes = [np.abs(d)]
+    for k, row in enumerate(net.blocks):
+        size = sum((np.abs(w) @ sizes[j] for j, w in row.items()), np.zeros(1))
+        last = k == len(net.activations)
+        sizes.append(size if last else size * max(1.0, lipschitz_constant(net.activations[k], "linf")))
+    scale = float(norm.of_output(sizes[-1]) / norm.of_input(d)) if np.any(d) else 0.0
+    lowered = max(value * (1 - 1e-12) - 1e-12 * scale * (1 + largest), 0.0)
+    return Witness(lowered, tuple(x.tolist()), tuple(d.tolist()), norm, method)
+
+
+def _samples(net: PlainNet, region: Box | None, random: np.random.Generator) -> Array:
     n = net.input_size
     if region is not None:
-        return random.uniform(region.low, region.high, (count, n))
+        return random.uniform(region.low, region.high, (SAMPLES, n))
     scale = net.input_scale if net.input_scale is not None else np.ones(n)
     centre = net.input_mean if net.input_mean is not None else np.zeros(n)
-    return centre + scale * random.normal(size=(count, n)) * 10 ** random.uniform(-1, 2, (count, 1))
+    return np.asarray(centre + scale * random.normal(size=(SAMPLES, n)) * 10 ** random.uniform(-1, 4, (SAMPLES, 1)))
 
 
-def _at(net: PlainNet, norm: NormPair, x: Array, d: Array) -> Array:
+def attained(net: PlainNet, norm: NormPair, x: Array, d: Array) -> Array:
+    """|J(x) d| / |d| for batches of inputs and directions."""
     j = net.jacobian(x, clipped=False)
     return np.asarray(norm.of_output((j @ d[..., None])[..., 0]) / norm.of_input(d))
 
 
-def _gain(net: PlainNet, norm: NormPair, x: Array) -> tuple[Array, Array]:
-    """Best direction at each point for l2 -> l2 (singular vector), else for the best row, and its gain."""
-    j = net.jacobian(x, clipped=False)
-    scale = np.ones(net.input_size) if norm.input_scale is None else np.array(norm.input_scale)
-    out = np.ones(net.output_size) if norm.output_scale is None else np.array(norm.output_scale)
-    scaled = j * scale / out[:, None]
+def best_direction(j: Array, norm: NormPair) -> Array:
+    """A direction (batch, n) that makes |J d| / |d| as large as possible, for Jacobians (batch, m, n).
+
+    Exact for l2 -> l2 (singular vector), for outputs in l_inf (best row) and for l_inf -> l2 with few inputs (sign
+    vectors enumerated); a good one for l_inf -> l2 otherwise.
+    """
+    n, m = j.shape[-1], j.shape[-2]
+    inputs = np.ones(n) if norm.input_scale is None else np.array(norm.input_scale)
+    outputs = np.ones(m) if norm.output_scale is None else np.array(norm.output_scale)
+    scaled = j * inputs / outputs[:, None]
     if (norm.input, norm.output) == ("l2", "l2"):
         d = np.linalg.svd(scaled, full_matrices=False)[2][:, 0]
-    else:
-        row = np.abs(scaled).sum(-1) if norm.input == "linf" else np.linalg.norm(scaled, axis=-1)
-        d = np.take_along_axis(scaled, row.argmax(-1)[:, None, None], axis=1)[:, 0]
+    elif norm.output == "linf" or n > LARGEST_VERTICES:
+        size = np.abs(scaled).sum(-1) if norm.input == "linf" else np.linalg.norm(scaled, axis=-1)
+        d = np.take_along_axis(scaled, size.argmax(-1)[:, None, None], axis=1)[:, 0]
         d = np.where(d < 0, -1.0, 1.0) if norm.input == "linf" else d
-        d = np.where(np.linalg.norm(d, axis=-1, keepdims=True) > 0, d, 1.0)  # where nothing passes, any direction
-    d = d * scale
-    return _at(net, norm, x, d), d
+    else:
+        signs = np.array(np.meshgrid(*[[-1.0, 1.0]] * (n - 1), indexing="ij")).reshape(n - 1, -1).T
+        signs = np.hstack([np.ones((len(signs), 1)), signs])
+        d = signs[np.linalg.norm(scaled @ signs.T, axis=1).argmax(-1)]
+    d = np.where((d == 0).all(-1, keepdims=True), 1.0, d)
+    return np.asarray(d * inputs)
 
 
-def _ascend(net: PlainNet, norm: NormPair, x: Array, region: Box | None, steps: int = 60) -> tuple[Array, Array]:
+def gains_at(net: PlainNet, norm: NormPair, x: Array) -> tuple[Array, Array]:
+    """Largest gain (batch,) and its direction (batch, n) at each input."""
+    d = best_direction(net.jacobian(x, clipped=False), norm)
+    return attained(net, norm, x, d), d
+
+
+def _ascend(net: PlainNet, norm: NormPair, x: Array, region: Box | None) -> tuple[Array, Array]:
     """Gradient ascent by central differences, with a step per point that grows on success and shrinks on failure."""
     n = x.shape[1]
-    gain, d = _gain(net, norm, x)
+    gain, d = gains_at(net, norm, x)
     length = 0.1 * (1 + np.linalg.norm(x, axis=1))
-    for _ in range(steps):
+    for _ in range(STEPS):
         h = 1e-5 * (1 + np.abs(x).max(1))[:, None] * np.ones(n)
         shifts = np.eye(n)[:, None, :] * h
-        gradient = np.stack([_at(net, norm, x + s, d) - _at(net, norm, x - s, d) for s in shifts], -1)
+        gradient = np.stack([attained(net, norm, x + s, d) - attained(net, norm, x - s, d) for s in shifts], -1)
         size = np.linalg.norm(gradient, axis=1, keepdims=True)
         y = x + length[:, None] * gradient / np.where(size > 0, size, 1.0)
         if region is not None:
             y = np.clip(y, region.low, region.high)
-        new, direction = _gain(net, norm, y)
+        new, direction = gains_at(net, norm, y)
         better = new > gain
         x, d = np.where(better[:, None], y, x), np.where(better[:, None], direction, d)
         gain, length = np.where(better, new, gain), np.where(better, 1.5 * length, 0.4 * length)
