@@ -42,7 +42,7 @@ _OTHER_MINIMUM = "it returned NaN and other minima than every other solver on ou
 UNSAFE = {
     "qrqp": _OTHER_MINIMUM,
     "sqpmethod-qrqp": _OTHER_MINIMUM,
-    "sqpmethod-fatrop": "fatrop as a QP plugin returns infeasible points and reports success",
+    "sqpmethod-fatrop": "fatrop as a QP plugin returned points that break the dynamics",
 }
 
 

@@ -24,7 +24,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "hpipm": {"inf": 1e6, "hpipm": {f"res_{c}_max": 1e-8 for c in "gbdm"}},
 }
 UNSAFE = {
-    "fatrop": "as a QP plugin it returns infeasible points and reports success",
+    "fatrop": "as a QP plugin it returned points that break the dynamics",
     "qrqp": "it returned NaN and other minima than every other solver on our problems",
 }
 

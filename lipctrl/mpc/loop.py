@@ -95,8 +95,7 @@ def simulate(
     Args:
         plant: simulated as it is; the policy may know another model.
         policy: its hidden state is carried from step to step.
-        x: start state (n,).
-        steps: number of steps.
+        x: start state (n,). steps: number of steps.
         stage_cost: function (state, applied input) -> cost.
         observe: what the policy sees of a state.
         disturbances: (steps, d), zero if not given.
@@ -111,8 +110,7 @@ def simulate(
     state, pushes = _checked(plant, x, steps, disturbances)
     states, asked, applied, costs, times = [state], [], [], [], []
     decisions: list[Decision] = []
-    hidden: Any = None
-    stopped = None
+    hidden, stopped = None, None
     for k in range(steps):
         begin = time.perf_counter()
         try:
