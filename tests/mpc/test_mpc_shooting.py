@@ -65,10 +65,17 @@ def test_every_kind_of_violation_is_measured_in_scales() -> None:
 
 
 def test_start_outside_the_limits_is_no_violation_but_later_states_are() -> None:
-    cold = PLANT.equilibrium[0] * [1.0, 0.0] + [0.0, 299.0]  # 1 K below the limit
-    made, (states, inputs) = programme(), motion(cold)
-    violation = made.judge(made.pack((states, inputs)), made.parameter(cold))[1]
-    assert violation == pytest.approx(max(0.0, (300.0 - states[1:, 1]).max()) / made.ocp.x_scale[1], abs=1e-12)
+    """Limits: at least 300 K."""
+    made = programme()
+    for heat, broken in ((5e5, False), (-5e5, True)):
+        inputs = np.tile([4.0, heat], (HORIZON, 1))
+        states = [np.array([2.0, 299.0])]
+        for u in inputs:
+            states.append(PLANT.step(states[-1], u))
+        deficit = 300.0 - np.array(states)[1:, 1].min()
+        violation = made.judge(made.pack((np.array(states), inputs)), made.parameter(states[0]))[1]
+        assert (deficit > 0) == broken
+        assert violation == pytest.approx(max(deficit, 0.0) / made.ocp.x_scale[1], abs=1e-12)
 
 
 def test_dynamics_come_first_in_each_stage() -> None:
