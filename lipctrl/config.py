@@ -5,9 +5,8 @@ differs. Parsing and help are tyro's, type checks of YAML values pydantic's.
 """
 
 import argparse
-import difflib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,17 +16,9 @@ import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from lipctrl.files import UserError
+from lipctrl.files import UserError, nearest
 
 Settings = TypeVar("Settings")
-
-
-def nearest(name: str, known: Iterable[str], kind: str) -> UserError:
-    """The error for an unknown name: says what is known and which comes nearest."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
-    return UserError(f"unknown {kind} {name!r}{hint}")
 
 
 def presets(group: str) -> dict[str, str]:

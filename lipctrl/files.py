@@ -1,15 +1,24 @@
 """User errors and writing files so that nothing on disk is ever damaged."""
 
+import difflib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
 
 class UserError(Exception):
     """A mistake of the user's: one clear sentence, exit status 2, no traceback."""
+
+
+def nearest(name: str, known: Iterable[str], kind: str) -> UserError:
+    """The error for an unknown name: says what is known and which comes nearest."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
+    return UserError(f"unknown {kind} {name!r}{hint}")
 
 
 class RequirementFailed(Exception):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lipctrl.config import nearest, parse, presets, read_config, to_yaml, updated
-from lipctrl.files import UserError
+from lipctrl.config import parse, presets, read_config, to_yaml, updated
+from lipctrl.files import UserError, nearest
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lipctrl.config import nearest
 from lipctrl.disturb.sets import Ball
-from lipctrl.files import UserError
+from lipctrl.files import UserError, nearest
 from lipctrl.norms import Norm
 
 Array = NDArray[np.float64]

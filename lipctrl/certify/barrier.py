@@ -230,15 +230,12 @@ def spread_out(form: LoopForm, group: Groups, mu: Array) -> Array:
     return result
 
 
-def solve(
-    form: LoopForm, group: Groups, norm: Norm, *, starts: Sequence[Array] = (), tolerance: float
-) -> tuple[Array, Array]:
+def solve(form: LoopForm, group: Groups, norm: Norm, *, tolerance: float) -> tuple[Array, Array]:
     """Solve the program for a loop form.
 
     Args:
         form: the loop form. group: multiplier of each of its nonlinearities, shape (N,).
         norm: of the inputs: one p for l2, one per input for l_inf.
-        starts: multipliers (one per group) from which to start if they are better than `backward_start`.
         tolerance: relative gap in sum(p), which is the squared bound.
 
     Returns:
@@ -246,13 +243,12 @@ def solve(
     """
 
     form = balanced(form)
-
-    def rho_of(mu: Array) -> float:
-        return smallest_rho(form, spread_out(form, group, mu))
-
-    rho, mu = min(((rho_of(mu), mu) for mu in [backward_start(form, group), *starts]), key=lambda pair: pair[0])
+    mu = backward_start(form, group)
+    rho = smallest_rho(form, spread_out(form, group, mu))
     program = program_of(form, group, norm)
     inputs = program.spread.shape[1]
+    if not np.isfinite(rho):  # weights so large that rounding hides the start: nothing will be proved
+        return np.ones(inputs), spread_out(form, group, mu)
     x = np.concatenate([np.full(inputs, 1.3 * rho + 1e-150), mu])
     if form.Y.mid.any():  # else the optimum is zero, and no relative gap is ever small
         x = minimise(program, x, tolerance=tolerance)

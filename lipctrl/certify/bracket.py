@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
+
 from lipctrl.certify.branch import branch_and_bound
 from lipctrl.certify.certificate import Box, Certificate, Witness
 from lipctrl.certify.eclipse import eclipse, eclipse_fast
@@ -116,6 +118,15 @@ def _rank(certificate: Certificate) -> float:
     return certificate.bound * (1.0 if certificate.region is None else 1 - 1e-6)
 
 
+def _attempt(run: Callable[[], Certificate | None]) -> Certificate | None:
+    """What a method finds; None where numbers overflow, since every proof checks that they are finite."""
+    with np.errstate(all="ignore"):
+        try:
+            return run()
+        except np.linalg.LinAlgError:
+            return None
+
+
 def _timed(
     net: PlainNet, norm: NormPair, region: Box | None, method: str, progress: Callable[[str], None] | None
 ) -> tuple[list[Certificate], dict[str, float]]:
@@ -126,7 +137,7 @@ def _timed(
         if progress is not None:
             progress(key)
         start = time.perf_counter()
-        certificate = methods[key]()
+        certificate = _attempt(methods[key])
         seconds[key] = time.perf_counter() - start
         if certificate is not None:
             found.append(certificate)

@@ -56,7 +56,7 @@ def linf_certificate(
     form = loop_form(net, norm, slopes_on(net, region))
     bounds, parts = list[float](), list[dict[str, list[float]]]()
     for part in _parts(form, norm):
-        p, mu = best_multipliers(net, part, norm, mode=mode, tolerance=tolerance)
+        p, mu = best_multipliers(part, norm, mode=mode, tolerance=tolerance)
         weights = None if norm.input == "l2" else p / p.sum() * (1 - 1e-14)
         bound = smallest_proved(part, mu, weights)
         if bound is None:

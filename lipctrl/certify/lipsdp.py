@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from lipctrl.certify.barrier import Groups, solve
 from lipctrl.certify.certificate import Box, Certificate
-from lipctrl.certify.eclipse import fast_multipliers
-from lipctrl.certify.lmi import certify_with, own_multipliers, slopes_on
+from lipctrl.certify.lmi import certify_with, slopes_on
 from lipctrl.certify.loop_form import LoopForm, loop_form
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
@@ -23,15 +22,6 @@ from lipctrl.norms import NormPair
 Array = NDArray[np.float64]
 Mode = Literal["neuron", "layer"]
 TOLERANCE = 1e-7  # relative gap in bound^2
-INSIDE = 1.3  # ratio of successive layers' multipliers, relative to a start that may be on the boundary
-
-
-def _starts(net: PlainNet, form: LoopForm, group: Groups, norm: NormPair) -> list[Array]:
-    """The known feasible multipliers, moved inside, one per group."""
-    leader = np.unique(group, return_index=True)[1]
-    depth = len(net.activations) + 1 - form.layer[leader]
-    found = (fast_multipliers(net, form, norm), own_multipliers(net, form))
-    return [mu[form.group][leader] * INSIDE**depth for mu in found if mu is not None]
 
 
 def grouping(form: LoopForm, mode: Mode) -> Groups:
@@ -44,20 +34,19 @@ def grouping(form: LoopForm, mode: Mode) -> Groups:
 
 
 def best_multipliers(
-    net: PlainNet, form: LoopForm, norm: NormPair, *, mode: Mode = "neuron", tolerance: float = TOLERANCE
+    form: LoopForm, norm: NormPair, *, mode: Mode = "neuron", tolerance: float = TOLERANCE
 ) -> tuple[Array, Array]:
     """Solve the program of LipSDP on a loop form.
 
     Args:
-        net: the network that the form is of (for the start). form: its loop form, possibly with fewer outputs.
+        form: the loop form of a network.
         norm: decides between one p (inputs in l2) and one per input (l_inf).
         tolerance: relative gap in sum(p) = bound^2.
 
     Returns:
         (p, mu): p has shape (1,) for l2 and (n_0,) for l_inf inputs; mu is in the scale of the form.
     """
-    group = grouping(form, mode)
-    return solve(form, group, norm.input, starts=_starts(net, form, group, norm), tolerance=tolerance)
+    return solve(form, grouping(form, mode), norm.input, tolerance=tolerance)
 
 
 def method_name(mode: Mode, region: Box | None) -> str:
@@ -81,5 +70,5 @@ def lipsdp(
     if (norm.input, norm.output) != ("l2", "l2"):
         return None
     form = loop_form(net, norm, slopes_on(net, region))
-    mu = best_multipliers(net, form, norm, mode=mode, tolerance=tolerance)[1]
+    mu = best_multipliers(form, norm, mode=mode, tolerance=tolerance)[1]
     return certify_with(net, form, mu, method=method_name(mode, region), norm=norm, region=region)

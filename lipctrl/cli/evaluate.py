@@ -15,10 +15,10 @@ from lipctrl.certify.bracket import certify
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.loading import load_network
 from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate
-from lipctrl.config import nearest, parse
+from lipctrl.config import parse
 from lipctrl.evaluation.report import Section, write
 from lipctrl.evaluation.summary import Row
-from lipctrl.files import RequirementFailed, UserError
+from lipctrl.files import RequirementFailed, UserError, nearest
 from lipctrl.nn.plain import PlainNet
 from lipctrl.runs import Run, package_versions
 

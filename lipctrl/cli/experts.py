@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lipctrl.envs  # noqa: F401  # registers the environments
-from lipctrl.config import nearest
 from lipctrl.envs.base import PlantEnv
 from lipctrl.envs.mujoco_tasks.linearise import linearise
-from lipctrl.files import UserError
+from lipctrl.files import UserError, nearest
 from lipctrl.mpc.lqr import LqrSolution, lqr
 from lipctrl.policy import PlainPolicy, linear_policy
 

@@ -9,8 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lipctrl.config import nearest
-from lipctrl.files import RequirementFailed, UserError
+from lipctrl.files import RequirementFailed, UserError, nearest
 
 COMMANDS = {
     "quickstart": (

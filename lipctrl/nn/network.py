@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lipctrl.config import nearest
-from lipctrl.files import UserError
+from lipctrl.files import UserError, nearest
 from lipctrl.nn.graph import GraphNet
 from lipctrl.nn.layerwise import Aol, Orthogonal, Spectral, Unconstrained
 from lipctrl.nn.ldlt import Ldlt, LdltResidual

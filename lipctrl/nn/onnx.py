@@ -86,17 +86,23 @@ def read_onnx(path: Path) -> PlainNet:
     inputs = [item for item in graph.input if item.name not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise UserError(f"{path} has {len(inputs)} inputs and {len(graph.output)} outputs; expected one of each")
-    size = inputs[0].type.tensor_type.shape.dim[-1].dim_value
+    shape = inputs[0].type.tensor_type.shape.dim
+    size = shape[-1].dim_value if len(shape) in (1, 2) else 0
     if size < 1:
-        raise UserError(f"{path} does not say how many inputs its network has")
+        raise UserError(f"{path} does not say how many inputs its network has; expected the shape (batch, inputs)")
     chain, current = _Chain(np.eye(size), np.zeros(size)), inputs[0].name
     for node in graph.node:
         if node.op_type == "Constant":
+            if [a.name for a in node.attribute] != ["value"]:
+                raise UserError(f"{path} holds a Constant that is not a tensor")
             constants[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t).astype(np.float64)
             continue
         if chain.limits is not None and node.op_type not in ("Max", "Min", "Identity", "Flatten"):
             raise UserError(f"{path}: limits are supported at the end of the network only; {node.op_type} follows them")
-        _step(chain, node, current, constants, path)
+        try:
+            _step(chain, node, current, constants, path)
+        except (ValueError, IndexError) as error:  # numpy's, for shapes that do not fit
+            raise UserError(f"{path}: {node.op_type} has operands that do not fit an MLP ({error})") from error
         current = node.output[0]
     if current != graph.output[0].name:
         raise UserError(f"{path} is not a single chain from input to output")
@@ -107,10 +113,10 @@ def read_onnx(path: Path) -> PlainNet:
 def _step(chain: _Chain, node: Any, current: str, constants: dict[str, Array], path: Path) -> None:
     """Append one operation to the chain."""
     kind, attributes = node.op_type, {a.name: a for a in node.attribute}
-    if kind not in SUPPORTED:
+    if kind not in SUPPORTED or node.domain not in ("", "ai.onnx"):
         raise UserError(f"{path} holds the operation {kind}; supported: {', '.join(SUPPORTED)}")
     others = [name for name in node.input if name != current]
-    if current not in node.input or any(name and name not in constants for name in others):
+    if list(node.input).count(current) != 1 or any(name and name not in constants for name in others):
         raise UserError(f"{path} is not a chain: {kind} joins two computed values")
     values = [constants[name] for name in others if name]
     if kind in ACTIVATIONS:
@@ -120,25 +126,44 @@ def _step(chain: _Chain, node: Any, current: str, constants: dict[str, Array], p
         slope = attributes["alpha"].f if "alpha" in attributes else default
         chain.activate(Activation("elu" if kind == "Elu" else "leaky_relu", float(slope)))
     elif kind == "Gemm":
+        if node.input[0] != current or ("transA" in attributes and attributes["transA"].i):
+            raise UserError(f"{path} holds a Gemm whose first operand is not the observation or a layer, untransposed")
         weight = values[0].T if not ("transB" in attributes and attributes["transB"].i) else values[0]
         alpha = attributes["alpha"].f if "alpha" in attributes else 1.0
         beta = attributes["beta"].f if "beta" in attributes else 1.0
-        chain.affine(alpha * weight, beta * values[1].reshape(-1) if len(values) > 1 else 0.0)
+        chain.affine(alpha * weight, beta * _row(values[1], len(weight)) if len(values) > 1 else 0.0)
     elif kind == "MatMul":
         chain.affine(values[0].T if node.input[0] == current else values[0])
     elif kind == "Clip":
-        low, high = (values[k].reshape(-1) if k < len(values) else [d] for k, d in enumerate((-np.inf, np.inf)))
-        m = len(chain.bias)
-        chain.limits = (np.broadcast_to(low, m).copy(), np.broadcast_to(high, m).copy())
+        if attributes:
+            raise UserError(f"{path} holds a Clip of before opset 11; export it with a newer opset")
+        m, named = len(chain.bias), [constants[n] if n else None for n in (*node.input[1:], "", "")]
+        low = np.array(-np.inf) if named[0] is None else named[0]
+        high = np.array(np.inf) if named[1] is None else named[1]
+        chain.limits = (_row(low, m), _row(high, m))
     elif kind in ("Max", "Min"):
-        value, m = values[0].reshape(-1), len(chain.bias)
+        if len(values) != 1:
+            raise UserError(f"{path} holds a {kind} of {len(node.input)} values; expected two")
+        m = len(chain.bias)
+        value = _row(values[0], m)
         low, high = chain.limits or (np.full(m, -np.inf), np.full(m, np.inf))
         if kind == "Max":
             chain.limits = (np.maximum(low, value), np.maximum(high, value))
         else:
             chain.limits = (np.minimum(low, value), np.minimum(high, value))
     elif kind in ("Add", "Sub", "Mul", "Div"):
-        _elementwise(chain, kind, np.broadcast_to(values[0].reshape(-1), len(chain.bias)), node.input[0] == current)
+        _elementwise(chain, kind, _row(values[0], len(chain.bias)), node.input[0] == current)
+
+
+def _row(value: Array, size: int) -> Array:
+    """A constant that acts alike on every row of a batch, as a vector.
+
+    Raises:
+        ValueError: it would make the output wider, or differ between rows.
+    """
+    if value.size > 1 and value.shape[-1] != value.size:
+        raise ValueError(f"a constant of shape {value.shape} does not act on each row alike")
+    return np.broadcast_to(value.reshape(-1), size).copy()
 
 
 def _elementwise(chain: _Chain, kind: str, value: Array, value_is_second: bool) -> None:

@@ -66,17 +66,22 @@ def _odd(w: Tensor, c1: float, c3: float, c5: float) -> Tensor:
     return factor @ w if w.shape[0] <= w.shape[1] else w @ factor
 
 
-def capped(w: Tensor, bound: float, method: Method = "svd", *, strength: float = 0.0) -> Tensor:
+def capped(w: Tensor, bound: float, method: Method = "svd", *, strength: float | None = None) -> Tensor:
     """A matrix with norm at most `bound`: `w` itself where it is already well inside, up to the method's accuracy.
 
     Args:
         w: shape (rows, columns). bound: of the spectral norm. method: see the module. strength: a, for "soft" only.
+
+    Raises:
+        UserError: an unknown method, or "soft" without a strength (see `soft_cap_strength`).
     """
+    if method not in ("svd", "hard", "soft") or (method == "soft") != (strength is not None):
+        raise UserError(f"method is 'svd', 'hard', or 'soft' with a strength; found {method!r}, strength {strength}")
     if method == "svd":
         u, s, vh = torch.linalg.svd(w, full_matrices=False)
         clipped: Tensor = (u * s.clamp(max=bound)) @ vh
         return clipped
-    if method == "soft":
+    if strength is not None:
         return _odd(_odd(w, 1.0, -strength, 0.0), 1.0, strength, 0.0)
     budget = bound / HARD_SUPREMUM
     x = w / budget
@@ -88,7 +93,9 @@ def capped(w: Tensor, bound: float, method: Method = "svd", *, strength: float =
 
 
 @torch.no_grad()
-def project_(matrices: Iterable[Tensor], bound: float, method: Method = "svd", *, strength: float = 0.0) -> None:
+def project_(
+    matrices: Iterable[Tensor], bound: float, method: Method = "svd", *, strength: float | None = None
+) -> None:
     """Cap every matrix in place.
 
     Raises:
@@ -108,7 +115,7 @@ def project_after_steps(
     bound: float,
     method: Method = "svd",
     *,
-    strength: float = 0.0,
+    strength: float | None = None,
 ) -> Any:
     """Make any optimiser cap the matrices after each of its steps; returns the handle, whose `remove()` ends it."""
     kept = list(matrices)

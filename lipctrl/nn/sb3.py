@@ -242,7 +242,8 @@ def actor_to_plain(policy: BasePolicy, *, normalizer: VecNormalize | None = None
         net = _squashed(_plain(list(policy.actor.mu)[:-1]), low, high)
     elif isinstance(policy, ActorCriticPolicy):
         parts = [*policy.mlp_extractor.policy_net, policy.action_net]
-        net = replace(_plain(parts), low=low, high=high)
+        net = _plain(parts)
+        net = _squashed(net, low, high) if policy.squash_output else replace(net, low=low, high=high)
     else:
         raise UserError(f"{type(policy).__name__} is not one of the policies that can be exported: {SUPPORTED}")
     return net if normalizer is None else _normalised(net, normalizer)
@@ -257,14 +258,19 @@ def _plain(parts: Sequence[nn.Module]) -> PlainNet:
         if isinstance(part, nn.Linear):
             weights.append(part.weight.detach().double().cpu().numpy())
             biases.append(part.bias.detach().double().cpu().numpy())
-        elif type(part) in SCALAR_MODULES:
+        elif type(part) in SCALAR_MODULES and _has_default_settings(part):
             activations.append(Activation.parse(SCALAR_MODULES[type(part)]))
         elif isinstance(part, nn.ELU | nn.LeakyReLU):
             slope = part.alpha if isinstance(part, nn.ELU) else part.negative_slope
             activations.append(Activation("elu" if isinstance(part, nn.ELU) else "leaky_relu", float(slope)))
         else:
-            raise UserError(f"layer {type(part).__name__} cannot be exported; supported: linear layers and activations")
+            raise UserError(f"layer {part} cannot be exported; supported: linear layers and activations")
     return PlainNet.mlp(weights, biases, activations)
+
+
+def _has_default_settings(part: nn.Module) -> bool:
+    """Whether an activation is the standard one: not, for example, Hardtanh(-2, 2) or Softplus(beta=2)."""
+    return part.extra_repr() in ("inplace=True", type(part)().extra_repr())
 
 
 def _squashed(net: PlainNet, low: Array, high: Array) -> PlainNet:

@@ -73,7 +73,7 @@ def sampled_witness(net: PlainNet, norm: NormPair, x: Array, rng: np.random.Gene
 
 @pytest.mark.slow
 def test_ten_thousand_witnesses_below_ten_thousand_bounds() -> None:
-    """No tolerance: witnesses are rounded down, bounds are proved. Every hundredth case runs every method."""
+    """No tolerance: witnesses are rounded down, bounds are proved. Each tenth case runs LipSDP, each hundredth all."""
     rng = np.random.default_rng(7)
     for k in range(10_000):
         net, norm = random_network(rng).without_limits(), PAIRS[k % 4]
@@ -83,9 +83,8 @@ def test_ten_thousand_witnesses_below_ten_thousand_bounds() -> None:
         if k % 100 == 0:
             found = upper_bounds(net, norm, region=region)
         else:
-            names = (
-                ["product", "eclipse-fast", "lipsdp-neuron"] if region is None else ["jacobian", "lipsdp-neuron-local"]
-            )
+            names = ["product", "eclipse-fast"] if region is None else ["jacobian"]
+            names += [] if k % 10 else ["lipsdp-neuron" if region is None else "lipsdp-neuron-local"]
             found = [c for name in names for c in upper_bounds(net, norm, region=region, method=name)]
         assert found and all(witness.bound <= c.bound for c in found)
         assert k % 10 or all(c.verify(net) for c in found)
@@ -200,3 +199,16 @@ def test_wrong_sizes() -> None:
         upper_bounds(net, NormPair(output_scale=(1.0, 1.0)))
     with pytest.raises(UserError, match="region has 1 entries"):
         upper_bounds(net, region=Box((0.0,), (1.0,)))
+
+
+@pytest.mark.parametrize("size", [1e-140, 1e60, 1e100, 1e200])
+def test_absurd_weights_give_a_proof_or_nothing(size: float) -> None:
+    base = network(np.random.default_rng(9), (2, 4, 4, 1))
+    net = replace(base, blocks=({0: size * base.blocks[0][0]}, {1: size * base.blocks[1][1]}, base.blocks[2]))
+    for norm in (NormPair(), NormPair("linf", "linf")):
+        found = upper_bounds(net, norm)
+        assert all(np.isfinite(c.bound) and c.verify(net) for c in found)
+        assert found if size < 1e99 else True
+    if size == 1e200:
+        with pytest.raises(UserError, match="gives no bound"):
+            certify(net)

@@ -207,7 +207,7 @@ def test_narrower_slopes_give_smaller_bounds() -> None:
     for least in (0.0, 0.3, 0.6, 0.9, 1.0):
         slopes = [(np.full_like(a, least), b) for a, b in global_slopes(net)]
         form = loop_form(net, RAW, slopes)
-        p, _ = best_multipliers(net, form, RAW)
+        p, _ = best_multipliers(form, RAW)
         bounds.append(float(np.sqrt(p[0])))
     assert bounds == sorted(bounds, reverse=True)
     assert bounds[-1] == pytest.approx(float(np.linalg.norm(product(net), 2)), rel=1e-6)
