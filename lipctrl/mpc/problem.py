@@ -100,32 +100,36 @@ def regulation(
     R: ArrayLike,
     *,
     horizon: int,
+    P: ArrayLike | None = None,
     x_ref: ArrayLike | None = None,
     u_ref: ArrayLike | None = None,
     soft: Softness | None = None,
     terminal_set: Polytope | None = None,
 ) -> OCP:
-    """The problem of holding a plant at a steady state, with the plant's limits and the LQR cost-to-go as P.
+    """The problem of holding a plant at a steady state, with the plant's limits.
 
     Args:
         plant: gives limits, and the linearisation at the reference for P.
         Q, R: weights (n, n) and (m, m) in the plant's units.
         horizon: number of steps.
+        P: terminal weight (n, n); by default the LQR cost-to-go at the reference.
         x_ref, u_ref: reference; by default the plant's equilibrium.
         soft, terminal_set: see `OCP`. To override limits use `dataclasses.replace` on the result.
 
     Raises:
-        UserError: shapes do not match, or the linearisation cannot be stabilised.
+        UserError: shapes do not match, or P is needed and the linearisation cannot be stabilised.
     """
     q, r = np.atleast_2d(np.asarray(Q, np.float64)), np.atleast_2d(np.asarray(R, np.float64))
     state = plant.equilibrium[0] if x_ref is None else np.asarray(x_ref, np.float64)
     control = plant.equilibrium[1] if u_ref is None else np.asarray(u_ref, np.float64)
-    A, B, _ = plant.linearise(state, control)
+    if P is None:
+        A, B, _ = plant.linearise(state, control)
+        P = lqr(A, B, q, r).P
     return OCP(
         horizon=horizon,
         Q=q,
         R=r,
-        P=lqr(A, B, q, r).P,
+        P=np.atleast_2d(np.asarray(P, np.float64)),
         x_ref=state,
         u_ref=control,
         x_low=np.array(plant.state.low, np.float64),
