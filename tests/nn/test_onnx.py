@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lipctrl.files import UserError
 from lipctrl.nn.onnx import ACTIVATIONS, read_onnx, write_onnx
@@ -88,3 +89,41 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r'pip install "lipctrl\[onnx\]"'):
         read_onnx(softmax)
+
+
+def test_clip_with_an_upper_limit_alone(tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["a"]), onnx.helper.make_node("Clip", ["a", "", "hi"], ["y"])]
+    path = model(nodes, {"w": np.eye(3)[:, :2], "hi": np.array(0.5)}, tmp_path / "n.onnx")
+    expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": X.astype(np.float32)})[0]
+    assert np.allclose(read_onnx(path)(X), expected, atol=1e-6) and expected.min() < -0.5
+
+
+def test_operands_that_would_be_misread_are_refused(tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    constants = {"w": np.ones((3, 3)), "v": np.ones((4, 2)), "column": np.ones((3, 1)), "three": np.ones(3)}
+    cases = [
+        ("first operand", [node("Gemm", ["w", "x"], ["y"])]),
+        ("first operand", [node("Gemm", ["x", "w"], ["y"], transA=1)]),
+        ("not a chain", [node("Mul", ["x", "x"], ["y"])]),
+        ("each row alike", [node("Mul", ["x", "column"], ["y"])]),
+        ("do not fit", [node("MatMul", ["x", "v"], ["y"])]),
+        ("expected two", [node("Max", ["x", "three", "w"], ["y"])]),
+        ("operation Tanh", [node("Tanh", ["x"], ["y"], domain="elsewhere")]),
+        ("not a tensor", [node("Constant", [], ["c"], value_float=1.0), node("Add", ["x", "c"], ["y"])]),
+        ("before opset 11", [node("Clip", ["x"], ["y"], min=-1.0)]),
+    ]
+    for match, nodes in cases:
+        with pytest.raises(UserError, match=match):
+            read_onnx(model(nodes, constants, tmp_path / "n.onnx"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's classic exporter; the new one needs onnxscript
+def test_files_of_torch_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = torch.nn.Sequential(
+        torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.ELU(0.5), torch.nn.Linear(8, 2)
+    )
+    path = tmp_path / "n.onnx"
+    torch.onnx.export(theirs, (torch.zeros(1, 3),), str(path), dynamo=False)
+    expected = theirs(torch.tensor(X, dtype=torch.float32)).detach().numpy()
+    assert np.allclose(read_onnx(path)(X), expected, atol=1e-6)

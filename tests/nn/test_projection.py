@@ -115,3 +115,10 @@ def test_bad_arguments() -> None:
         project_([torch.eye(2)], -1.0)
     with pytest.raises(UserError, match="matrices"):
         project_([torch.ones(2)], 1.0)
+
+
+def test_a_method_that_would_not_hold_the_bound_is_refused() -> None:
+    with pytest.raises(UserError, match="with a strength"):
+        project_([2 * torch.eye(2)], 1.0, "soft")
+    with pytest.raises(UserError, match="svd_clip"):
+        project_([2 * torch.eye(2)], 1.0, "svd_clip")  # type: ignore[arg-type]

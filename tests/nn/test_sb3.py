@@ -1,5 +1,6 @@
 """Lipschitz policies in stock Stable-Baselines3, and the plain network of anybody's zip."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,16 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         load_zip(tmp_path / "m.zip")
     with pytest.raises(UserError, match="positive"):
         SAC("LipschitzMlpPolicy", env(), policy_kwargs={"lip": -1.0})
+
+
+def test_state_dependent_exploration_with_squashing_is_exported_with_its_squash() -> None:
+    model = PPO("MlpPolicy", env(), use_sde=True, policy_kwargs={"squash_output": True}, seed=2, **SHORT[PPO])
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(100)
+    agreement(model, actor_to_plain(model.policy))
+
+
+def test_activations_with_other_settings_are_not_taken_for_the_standard_ones() -> None:
+    for activation in (partial(torch.nn.Softplus, beta=3), partial(torch.nn.GELU, approximate="tanh")):
+        with pytest.raises(UserError, match="cannot be exported"):
+            actor_to_plain(TD3("MlpPolicy", env(), policy_kwargs={"activation_fn": activation}).policy)
