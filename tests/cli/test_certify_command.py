@@ -89,3 +89,22 @@ def test_torch_state_dict(tmp_path: Path, run: Run) -> None:
     (tmp_path / "c.pt").write_bytes((tmp_path / "n.pt").read_bytes()[:300])
     status, _, err = run("certify", tmp_path / "c.pt", "--activation", "tanh")
     assert status == 2 and "not a whole torch state dict" in err
+
+
+def test_a_strangers_sb3_zip_and_onnx_file(tmp_path: Path, run: Run) -> None:
+    import gymnasium
+    from stable_baselines3 import PPO
+
+    from lipctrl.nn.onnx import write_onnx
+    from lipctrl.nn.sb3 import actor_to_plain
+
+    model = PPO("MlpPolicy", gymnasium.make("Pendulum-v1"), seed=0)
+    model.save(tmp_path / "m.zip")
+    status, out, _ = run("certify", tmp_path / "m.zip")
+    assert status == 0 and "proved" in out
+    onnx = pytest.importorskip("onnx")
+    assert onnx
+    write_onnx(actor_to_plain(model.policy), tmp_path / "n.onnx")
+    assert run("certify", tmp_path / "n.onnx")[0] == 0
+    bounds = [Certificate.load(tmp_path / f"{name}.certificate.json").bound for name in ("m", "n")]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-6)
