@@ -6,13 +6,16 @@ from pathlib import Path
 
 from lipctrl.cli.experts import lqr_expert, make_env
 from lipctrl.cli.loading import load_network
+from lipctrl.cli.mpc import mpc_policy
 from lipctrl.cli.progress import bar
 from lipctrl.config import parse
 from lipctrl.demos.collect import record
 from lipctrl.demos.demonstrations import Demonstrations
 from lipctrl.files import UserError
-from lipctrl.policy import PlainPolicy
+from lipctrl.policy import PlainPolicy, Policy
 from lipctrl.runs import package_versions
+
+MPC_HORIZON = 20
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class CollectSettings:
     env: str = "lipctrl/DoubleIntegrator-v0"
     """Gymnasium id of the environment."""
     expert: str = "lqr"
-    """"lqr" (from the environment's own linearisation), or the path of a policy (run folder or network file)."""
+    """"lqr" (from the environment's own linearisation), "mpc" (NMPC of its plant), or a run folder or network file."""
     episodes: int = 20
     """Number of episodes."""
     dither: float = 0.1
@@ -46,13 +49,16 @@ class CollectSettings:
 def collect_demonstrations(settings: CollectSettings) -> Demonstrations:
     """Record what the settings say."""
     env = make_env(settings.env)
+    policy: Policy
     if settings.expert == "lqr":
         expert = lqr_expert(env)
         policy, description = expert.policy, expert.description
+    elif settings.expert == "mpc":
+        policy, description = mpc_policy(env, "nmpc", None, MPC_HORIZON), f"NMPC, horizon {MPC_HORIZON}"
     else:
-        policy = PlainPolicy(load_network(Path(settings.expert)))
-        description = f"policy {settings.expert}, sha256 {policy.net.sha256()[:12]}"
-        sizes = (policy.net.input_size,), (policy.net.output_size,)
+        net = load_network(Path(settings.expert))
+        policy, description = PlainPolicy(net), f"policy {settings.expert}, sha256 {net.sha256()[:12]}"
+        sizes = (net.input_size,), (net.output_size,)
         if sizes != (env.observation_space.shape, env.action_space.shape):
             raise UserError(
                 f"the expert maps {sizes[0]} observations to {sizes[1]} actions; {settings.env} has "

@@ -21,6 +21,7 @@ COMMANDS = {
     "train bc": ("lipctrl.cli.train_bc", "Lipschitz behaviour cloning from demonstrations"),
     "certify": ("lipctrl.cli.certify", "proved bound and witnessed lower bound of a network; check a certificate"),
     "evaluate": ("lipctrl.cli.evaluate", "closed loops under attack over a grid of radii, with a report"),
+    "mpc": ("lipctrl.cli.mpc", "model predictive control of a plant in closed loop"),
     "list": ("lipctrl.cli.list", "environments, agents, attacks, families, presets"),
 }
 

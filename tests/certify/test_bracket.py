@@ -73,7 +73,7 @@ def sampled_witness(net: PlainNet, norm: NormPair, x: Array, rng: np.random.Gene
 
 @pytest.mark.slow
 def test_ten_thousand_witnesses_below_ten_thousand_bounds() -> None:
-    """No tolerance: witnesses are rounded down, bounds are proved. Each tenth case runs LipSDP, each hundredth all."""
+    """No tolerance: witnesses are rounded down, bounds are proved. Each second case runs LipSDP, each hundredth all."""
     rng = np.random.default_rng(7)
     for k in range(10_000):
         net, norm = random_network(rng).without_limits(), PAIRS[k % 4]
@@ -84,7 +84,7 @@ def test_ten_thousand_witnesses_below_ten_thousand_bounds() -> None:
             found = upper_bounds(net, norm, region=region)
         else:
             names = ["product", "eclipse-fast"] if region is None else ["jacobian"]
-            names += [] if k % 10 else ["lipsdp-neuron" if region is None else "lipsdp-neuron-local"]
+            names += [] if k % 2 else ["lipsdp-neuron" if region is None else "lipsdp-neuron-local"]
             found = [c for name in names for c in upper_bounds(net, norm, region=region, method=name)]
         assert found and all(witness.bound <= c.bound for c in found)
         assert k % 10 or all(c.verify(net) for c in found)
