@@ -81,7 +81,7 @@ class GraphNet(nn.Module, ABC):
             size = self.activation.group_size
             for width in sizes[1:-1]:
                 self.reflections.append(nn.Parameter(torch.randn(width // size, size, generator=generator)))
-        self._kept: Weights | None = None
+        self._kept: tuple[tuple[object, ...], Weights] | None = None
 
     @abstractmethod
     def weights(self, dtype: torch.dtype) -> Weights:
@@ -100,18 +100,14 @@ class GraphNet(nn.Module, ABC):
         """The end-to-end l2 bound, a scalar tensor."""
         return self.log_lip.exp()
 
-    def train(self, mode: bool = True) -> "GraphNet":
-        """Switching the mode forgets the maps that evaluation kept."""
-        self._kept = None
-        super().train(mode)
-        return self
-
     def _current(self, dtype: torch.dtype) -> Weights:
+        """The maps; outside training they are kept until a parameter changes (in place or by replacement)."""
         if self.training or torch.is_grad_enabled():
             return self.weights(dtype)
-        if self._kept is None or self._kept.biases[0].dtype != dtype:
-            self._kept = self.weights(dtype)
-        return self._kept
+        state = (dtype, *((p._version, p.data_ptr()) for p in self.parameters()), *(b._version for b in self.buffers()))
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, self.weights(dtype))
+        return self._kept[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (batch, m) for inputs (batch, n)."""

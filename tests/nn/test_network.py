@@ -85,21 +85,29 @@ def test_gradients_agree_with_finite_differences(family: str) -> None:
                 parameter.add_(h * direction)
                 values.append(net(x).square().sum().item())
                 parameter.sub_(h * direction)
-            net.train()  # forget the kept maps
         assert (values[0] - values[1]) / 2e-6 == pytest.approx(float((gradient * direction).sum()), rel=1e-4, abs=1e-6)
 
 
-def test_maps_are_kept_in_evaluation_and_forgotten_in_training() -> None:
-    net = lipschitz_mlp("sandwich", (2, 4, 1), 1.0).eval()
-    x = torch.randn(3, 2)
+def test_maps_are_kept_in_evaluation_until_a_parameter_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, other = (lipschitz_mlp("sandwich", (2, 4, 1), 1.0, seed=seed) for seed in (0, 1))
+    x, calls = torch.randn(3, 2), []
+    build = net.weights
+    monkeypatch.setattr(net, "weights", lambda dtype: calls.append(dtype) or build(dtype))
+    net.eval()
     with torch.no_grad():
         first = net(x)
-        net.free[0].add_(1.0)
-        assert torch.equal(net(x), first)
+        net.eval()  # Stable-Baselines3 does this at every prediction
+        assert torch.equal(net(x), first) and len(calls) == 1
+        net.free[0].add_(0.1)
+        assert not torch.equal(net(x), first) and len(calls) == 2
+        net.load_state_dict(other.state_dict())
+        assert torch.equal(net(x), other(x)) and len(calls) == 3
         net.train()
-        assert not torch.equal(net(x), first)
-        net.eval()
-        assert not torch.equal(net(x), first)
+        net(x)
+        net(x)
+        assert len(calls) == 5
+        net.eval().double()
+        assert torch.allclose(net(x.double()).float(), other(x), atol=1e-6)
 
 
 def test_cayley_has_orthonormal_columns() -> None:
