@@ -163,7 +163,9 @@ def main() -> None:
             for width in WIDTHS
             for depth in DEPTHS
         },
-        "tightness_given": {Path(name).name: tightness(PlainNet.load(Path(name))) for name in sys.argv[1:]},
+        "tightness_given": {
+            "/".join(Path(name).parts[-2:]): tightness(PlainNet.load(Path(name))) for name in sys.argv[1:]
+        },
     }
     print(json.dumps(record["tightness_random"], indent=1))
     RESULT.parent.mkdir(exist_ok=True)
