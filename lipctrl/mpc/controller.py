@@ -31,6 +31,7 @@ _SQP = {
     "tol_pr": 1e-9,
     "tol_du": 1e-7,
     "max_iter": 50,
+    "min_step_size": 1e-16,  # by default a start beside the optimum, whose first step is tiny, counts as failed
 }
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sqpmethod-daqp": ("sqpmethod", {**_SQP, "qpsol": "daqp", "qpsol_options": {"error_on_fail": False}}),
