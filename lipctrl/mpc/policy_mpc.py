@@ -38,7 +38,7 @@ def policy_trajectory(plant: Plant, policy: Policy, x: ArrayLike, steps: int) ->
 class PolicyWarmStart:
     """NMPC that starts every solve from the policy's own trajectory. Only the start changes, never the problem.
 
-    It saves iterations where no plan of the step before exists; a shifted plan, where there is one, needs fewer still.
+    It saves iterations where there is no plan of the step before; a shifted plan needs fewer still.
 
     Attributes:
         controller: solves the problem. policy: acts on the plant's state.
