@@ -1,4 +1,4 @@
-"""A policy as the start of NMPC: the same closed loop, a transient in fewer iterations; its trajectory against matrix powers."""
+"""A policy as the start of NMPC: same closed loop, fewer iterations; its trajectory against matrix powers."""
 
 import numpy as np
 import pytest
