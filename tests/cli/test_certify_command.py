@@ -8,23 +8,9 @@ import pytest
 import torch
 
 from lipctrl.certify.certificate import Certificate
-from lipctrl.cli.main import main
 from lipctrl.nn.plain import PlainNet
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return call
 
 
 @pytest.fixture

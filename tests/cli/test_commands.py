@@ -24,19 +24,6 @@ SMALL = ["--hidden", "8", "8", "--updates", "40", "--log-interval", "10"]
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        try:
-            status = main(list(arguments))
-        except SystemExit as stop:  # tyro's own errors and --help
-            status = int(stop.code or 0)
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with demonstrations `d.npz` and a trained, certified run `r`."""

@@ -8,24 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lipctrl.cli.main import main
 from lipctrl.demos.demonstrations import Demonstrations
 
 Run = Callable[..., tuple[int, str, str]]
 P11 = 2.66868908  # optimal cost of the double integrator from (1, 0)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return call
 
 
 @pytest.mark.parametrize("controller", ["nmpc", "linear"])
