@@ -83,6 +83,8 @@ def _activate(activation: Activation, z: ca.MX) -> ca.MX:
 def to_casadi(net: PlainNet, name: str = "policy") -> ca.Function:
     """The network as a function (x,) -> (y,) of columns, in raw units, clipped to the network's limits.
 
+    An input that is not finite gives NaN in every output, in CasADi and in generated C code.
+
     Args:
         net: any PlainNet, with skips as well.
         name: name of the function and of its C code: letters, digits and single underscores.
@@ -104,4 +106,6 @@ def to_casadi(net: PlainNet, name: str = "policy") -> ca.Function:
         y = ca.fmin(y, ca.DM(net.high))
     if net.low is not None:
         y = ca.fmax(y, ca.DM(net.low))
+    # Comparisons, fmin and fmax would turn a NaN observation into a valid action: it must stay NaN.
+    y = ca.if_else(ca.dot(x, x) < np.inf, y, np.nan)
     return ca.Function(name, [x], [y], ["x"], ["y"])
