@@ -12,6 +12,7 @@ because a scale per component would cost the l2 bound a factor), the policy is
     pi(x) = clip( u_0 + L s g((x - c) / s) ),   g 1-Lipschitz.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -76,6 +77,12 @@ class BCSettings:
         for name in ("updates", "batch_size", "log_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden needs at least one width, each at least 1, found {self.hidden}")
+        if not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate must be a positive finite number, found {self.learning_rate}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, found {self.device!r}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must be in [0, 1), found {self.validation}")
 

@@ -4,6 +4,8 @@ import zlib
 
 import numpy as np
 
+from lipctrl.files import UserError
+
 
 def seed_of(seed: int, *purpose: str | int) -> int:
     """A 32-bit seed for one purpose, for libraries that want an integer (torch, gymnasium)."""
@@ -16,6 +18,12 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
 
 
 def sequence(seed: int, *purpose: str | int) -> np.random.SeedSequence:
-    """The seed sequence behind both."""
+    """The seed sequence behind both.
+
+    Raises:
+        UserError: a negative seed.
+    """
+    if seed < 0:
+        raise UserError(f"seed must not be negative, found {seed}")
     words = [part if isinstance(part, int) else zlib.crc32(part.encode()) for part in purpose]
     return np.random.SeedSequence([seed, *words])

@@ -17,7 +17,7 @@ LINKS = ("envs", "agents", "configs")
 BASE = {"files", "norms", "seeding"}
 ALLOWED: dict[str, set[str]] = {
     "files": set(),
-    "seeding": set(),
+    "seeding": {"files"},
     "norms": {"files"},
     "config": {"files"},
     "runs": {"files", "config"},

@@ -1,7 +1,7 @@
 """`lipctrl quickstart`: clone two controllers, certify them, attack them, write the report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,17 @@ class QuickstartSettings:
     episodes: int | None = None
     """Episodes per policy, attack and radius; none: as in the presets."""
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, found {self.seed}")
+        for name, value in (("updates", self.updates), ("episodes", self.episodes)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+
 
 def _preset(group: str, name: str, default: Any, changes: dict[str, Any]) -> Any:
     data, source = read_config(name, group)
-    return replace(updated(default, data, source), **changes)
+    return updated(default, {**data, **changes}, source)
 
 
 def run_task(task: str, folder: Path, settings: QuickstartSettings) -> Section:
