@@ -350,14 +350,14 @@ def build(settings: BCSettings, env: GymEnv, demos: Demonstrations) -> BC:
     )
 
 
-def load(path: Path, env: GymEnv, demos: Demonstrations | None = None) -> BC:
+def load(path: Path, env: GymEnv, demos: Demonstrations | None = None, *, device: str = "cpu") -> BC:
     """Load an agent from its zip, to predict or (with demonstrations) to go on training.
 
     Raises:
         UserError: missing, truncated or not a BC checkpoint.
     """
     try:
-        agent = BC.load(path, env=env, device="cpu")
+        agent = BC.load(path, env=env, device=device)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint at {path}") from error
     except Exception as error:  # SB3 raises whatever zip, pickle or torch raised

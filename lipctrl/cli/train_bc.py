@@ -107,7 +107,7 @@ def resume(path: Path) -> None:
     demos = Demonstrations.load(Path(settings.demos))
     if demos.sha256() != run.record.get("demos_sha256"):
         raise UserError(f"{settings.demos} is not the data set that run {path} was trained on")
-    agent = load(run.checked("model.zip"), make_env(settings.env), demos)
+    agent = load(run.checked("model.zip"), make_env(settings.env), demos, device=settings.device)
     _finish(run, agent, settings, resumed=True)
 
 
