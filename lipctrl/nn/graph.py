@@ -81,7 +81,7 @@ class GraphNet(nn.Module, ABC):
             size = self.activation.group_size
             for width in sizes[1:-1]:
                 self.reflections.append(nn.Parameter(torch.randn(width // size, size, generator=generator)))
-        self._kept: tuple[tuple[object, ...], Weights] | None = None
+        self._kept: tuple[list[Tensor], Weights] | None = None
 
     @abstractmethod
     def weights(self, dtype: torch.dtype) -> Weights:
@@ -101,12 +101,18 @@ class GraphNet(nn.Module, ABC):
         return self.log_lip.exp()
 
     def _current(self, dtype: torch.dtype) -> Weights:
-        """The maps; outside training they are kept until a parameter changes (in place or by replacement)."""
+        """The maps; outside training they are kept until a parameter changes.
+
+        Values are compared: torch's version counter misses writes through `.data`, which is how Stable-Baselines3
+        moves its target networks.
+        """
         if self.training or torch.is_grad_enabled():
             return self.weights(dtype)
-        state = (dtype, *((p._version, p.data_ptr()) for p in self.parameters()), *(b._version for b in self.buffers()))
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, self.weights(dtype))
+        now = [*self.parameters(), *self.buffers()]
+        kept = self._kept
+        if kept and kept[1].biases[0].dtype == dtype and all(map(_same, now, kept[0])):
+            return kept[1]
+        self._kept = ([value.clone() for value in now], self.weights(dtype))
         return self._kept[1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,6 +148,10 @@ class GraphNet(nn.Module, ABC):
             tuple(activations),
             multipliers=tuple(m.cpu().numpy() for m in maps.multipliers) if maps.multipliers else None,
         )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def activation_of(text: str, widths: Sequence[int]) -> Activation:

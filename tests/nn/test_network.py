@@ -102,10 +102,14 @@ def test_maps_are_kept_in_evaluation_until_a_parameter_changes(monkeypatch: pyte
         assert not torch.equal(net(x), first) and len(calls) == 2
         net.load_state_dict(other.state_dict())
         assert torch.equal(net(x), other(x)) and len(calls) == 3
+        net.free[0].data.mul_(0.5)  # how Stable-Baselines3 moves target networks: torch's version counter stays
+        moved = net(x)
+        assert not torch.equal(moved, other(x)) and len(calls) == 4
+        net.load_state_dict(other.state_dict())
         net.train()
         net(x)
         net(x)
-        assert len(calls) == 5
+        assert len(calls) == 6
         net.eval().double()
         assert torch.allclose(net(x.double()).float(), other(x), atol=1e-6)
 
