@@ -9,13 +9,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lipctrl.files import UserError
-from lipctrl.nn.activations import SCALAR, Activation
+from lipctrl.nn.activations import GROUP, SCALAR, Activation
 from lipctrl.nn.plain import PlainNet
 
 FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -56,7 +58,8 @@ class GraphNet(nn.Module, ABC):
         generator: of the initial weights.
 
     Raises:
-        UserError: a bound that is not positive and finite, or an activation that the family's proof does not cover.
+        UserError: sizes or a bound that are not positive and finite, or an activation that the family's proof does
+            not cover.
     """
 
     proof = ""  # what the family proves, for messages and lists
@@ -67,6 +70,8 @@ class GraphNet(nn.Module, ABC):
         super().__init__()
         if not (math.isfinite(lip) and lip > 0):
             raise UserError(f"lip must be a positive finite number, found {lip}")
+        if len(sizes) < 2 or not all(isinstance(size, Integral) and size > 0 for size in sizes):
+            raise UserError(f"sizes needs at least two positive integers (n, ..., m), found {tuple(sizes)}")
         self.sizes, self.pairs = tuple(sizes), list(zip(sizes[:-1], sizes[1:], strict=True))
         self.activation = activation_of(activation, sizes[1:-1])
         self.accepts(self.activation)
@@ -158,16 +163,17 @@ def activation_of(text: str, widths: Sequence[int]) -> Activation:
     """An activation by name; a householder's vectors are placeholders until export.
 
     Raises:
-        UserError: unknown, or a width that does not split into its groups.
+        UserError: unknown, a parameter that does not fit, or a width that does not split into its groups.
     """
-    name = text.partition(":")[0]
-    if name == "householder":
-        import numpy as np
-
-        size = int(float(text.partition(":")[2] or 2))
-        activation = Activation("householder", float(size), np.ones((1, size)))
-    else:
-        activation = Activation.parse(text)
+    name, _, number = text.partition(":")
+    try:
+        size = float(number or 2)
+        if name in GROUP and not (size >= 2 and size.is_integer()):
+            raise ValueError("a group has at least two neurons")
+        vectors = np.ones((1, int(size))) if name == "householder" else None
+        activation = Activation.parse(text, vectors)
+    except ValueError as error:
+        raise UserError(f"activation {text!r}: {error}") from error
     for width in widths:
         if width % activation.group_size:
             raise UserError(f"{text} needs hidden widths divisible by {activation.group_size}, found {width}")

@@ -70,6 +70,11 @@ class Unconstrained(GraphNet):
         super().__init__(sizes, 1.0, activation=activation, learnable_lip=False, generator=generator)
         self.free = nn.ParameterList([xavier(m, n, generator) for n, m in self.pairs])
 
+    @property
+    def lip(self) -> Tensor:
+        """Infinite: nothing is bounded."""
+        return torch.tensor(torch.inf)
+
     def accepts(self, activation: Activation) -> None:
         """Any activation."""
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 
 Array = NDArray[np.float64]
@@ -23,7 +24,14 @@ def deployed(
     """clip(output_offset + output_scale * net((x - mean) / scale), low, high) as one plain network.
 
     Multipliers are rescaled to the output; they stay a hint.
+
+    Raises:
+        UserError: a scale that is not positive, or a network with limits, which scaling would move.
     """
+    if not ((scale > 0).all() and (output_scale > 0).all()):
+        raise UserError(f"scales must be positive; found {scale} for the input, {output_scale} for the output")
+    if net.low is not None:
+        raise UserError("the network already has output limits; expected one without")
     rows = [dict(row) for row in net.blocks]
     biases = [bias.copy() for bias in net.biases]
     for k, row in enumerate(rows):

@@ -5,7 +5,8 @@ is usually far below the product of these norms. Maps act on singular values (Ne
 
 * "svd": min(s, bound), exact to rounding. Use this up to widths of a few hundred.
 * "hard": a composition of four odd quintics close to min(s, 1), without an SVD. Its supremum on [0, 3.5] is 1.0109, not
-  1, so the budget is divided by that; inputs are first scaled into that range by the Frobenius norm.
+  1, so the budget is divided by that; matrices beyond that range are first scaled into it by an upper bound of their
+  norm.
 * "soft": s - a s^3 followed by s + a s^3, with the strength a coupled to the largest norm k = bound (1 - decay) + step
   that one update can reach. For large steps the coupled map is not monotone and exceeds the bound inside [0, k]: it is
   checked, and refused.
@@ -66,6 +67,20 @@ def _odd(w: Tensor, c1: float, c3: float, c5: float) -> Tensor:
     return factor @ w if w.shape[0] <= w.shape[1] else w @ factor
 
 
+def _norm_above(w: Tensor) -> Tensor:
+    """An upper bound of the spectral norm without an SVD, too large by a factor of at most rank^(1/32).
+
+    |W'W|^16 is at most the squared Frobenius norm of (W'W)^8 (Gram iteration: Delattre et al. 2023, arXiv 2305.16173).
+    """
+    size = torch.linalg.matrix_norm(w).clamp(min=torch.finfo(w.dtype).tiny)
+    gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+    gram = gram / size**2
+    for _ in range(3):
+        gram = gram @ gram
+    bound: Tensor = size * torch.linalg.matrix_norm(gram) ** (1 / 16)
+    return bound
+
+
 def capped(w: Tensor, bound: float, method: Method = "svd", *, strength: float | None = None) -> Tensor:
     """A matrix with norm at most `bound`: `w` itself where it is already well inside, up to the method's accuracy.
 
@@ -85,8 +100,7 @@ def capped(w: Tensor, bound: float, method: Method = "svd", *, strength: float |
         return _odd(_odd(w, 1.0, -strength, 0.0), 1.0, strength, 0.0)
     budget = bound / HARD_SUPREMUM
     x = w / budget
-    largest = torch.linalg.matrix_norm(x)  # Frobenius: an upper bound of the spectral norm
-    x = x / (largest / HARD_RANGE).clamp(min=1.0)
+    x = x / (_norm_above(x) / HARD_RANGE).clamp(min=1.0)
     for coefficients in HARD_CAP:
         x = _odd(x, *coefficients)
     return budget * x
@@ -136,7 +150,8 @@ def muon(module: nn.Module, learning_rate: float, *, bound: float, decay: float 
     """Muon with a soft cap for the matrices of a module, Adam for its biases.
 
     Args:
-        module: an ordinary network. learning_rate: of both. bound: on the norm of every matrix. decay: weight decay.
+        module: an ordinary network. learning_rate: of both; a schedule may lower it, never raise it, as the caps are
+            coupled to it. bound: on the norm of every matrix. decay: weight decay per step.
 
     Raises:
         UserError: steps too large for the cap to hold.

@@ -1,8 +1,8 @@
 """Residual blocks of norm one: h -> h - 2 G'T^-1 phi(G h + b) with T >= G G' (slopes of phi in [0, 1]).
 
 CPL takes T = |G|^2 I (Meunier et al. 2022, arXiv 2110.12690), SLL T = diag(sum_j |G G'|_ij q_j / q_i) with free q > 0
-(Araujo et al. 2023, arXiv 2303.03169). The input is padded with zeros to the first hidden width, a contraction maps to
-the output, and sqrt(lip) stands at both ends. Along a block |dh|^2 - |dh'|^2 is at least the quadratic form of phi with
+(Araujo et al. 2023, arXiv 2303.03169). A zero-padded input is the first state, a contraction maps the last one to the
+output, and sqrt(lip) stands at both ends. Along a block |dh|^2 - |dh'|^2 is at least the quadratic form of phi with
 Lambda = 2 T^-1, so lip times these multipliers prove the bound end to end.
 """
 
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lipctrl.files import UserError
 from lipctrl.nn.activations import Activation
 from lipctrl.nn.cayley import cayley
 from lipctrl.nn.graph import GraphNet, Weights, needs_slopes_in_unit_interval, xavier
@@ -24,9 +23,7 @@ class _Residual(GraphNet):
         self, sizes: Sequence[int], lip: float, *, activation: str, learnable_lip: bool, generator: torch.Generator
     ) -> None:
         super().__init__(sizes, lip, activation=activation, learnable_lip=learnable_lip, generator=generator)
-        self.state = sizes[1] if len(sizes) > 2 else max(sizes)
-        if self.state < sizes[0]:
-            raise UserError(f"residual families pad the input to the first hidden width: {self.state} < {sizes[0]}")
+        self.state = max(sizes[:2])
         self.free = nn.ParameterList([xavier(inner, self.state, generator) for inner in sizes[1:-1]])
         self.last = xavier(sizes[-1], self.state, generator)
 

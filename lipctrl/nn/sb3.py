@@ -5,8 +5,9 @@ Importing this module registers "LipschitzMlpPolicy" with SAC, TD3 and PPO:
     import lipctrl.nn.sb3
     model = SAC("LipschitzMlpPolicy", env, policy_kwargs=dict(lip=4.0))
 
-`lip` bounds the deterministic policy in raw units of observation and action (l2). SAC and TD3 squash and unscale
-to the action limits, which multiplies the constant by half the widest range; PPO clips, which does not enlarge it.
+`lip` bounds the deterministic policy in raw units of action per unit of the observation that it receives (l2). SAC and
+TD3 squash and unscale to the action limits, which multiplies the constant by half the widest range; PPO clips, which
+does not enlarge it. Behind VecNormalize the observation is a normalised one: divide by the smallest standard deviation.
 SAC's exploration takes its spread from an ordinary network, which the deterministic policy does not use.
 """
 
@@ -69,6 +70,11 @@ class _Bounded:
         self.lip, self.family, self.hidden, self.activation = lip, family, tuple(hidden), activation
         self.critic_lip, self.lipschitz_seed = critic_lip, lipschitz_seed
 
+    def _settings(self) -> dict[str, Any]:
+        """What `policy.save` must store for `load` to build the same networks."""
+        names = ("lip", "family", "hidden", "activation", "critic_lip", "lipschitz_seed")
+        return {name: getattr(self, name) for name in names}
+
     def _net(self, inputs: int, outputs: int, lip: float) -> GraphNet:
         sizes = (inputs, *self.hidden, outputs)
         return lipschitz_mlp(self.family, sizes, lip, activation=self.activation, seed=self.lipschitz_seed)
@@ -127,6 +133,9 @@ class LipschitzSacPolicy(SACPolicy, _Bounded):
         """The critics."""
         return _bounded_critic(super().make_critic(features_extractor), self)
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | self._settings()
+
 
 class LipschitzTd3Policy(TD3Policy, _Bounded):
     """TD3's policy with a Lipschitz actor and, on request, Lipschitz critics; arguments as in `LipschitzSacPolicy`."""
@@ -161,6 +170,9 @@ class LipschitzTd3Policy(TD3Policy, _Bounded):
         """The critics."""
         return _bounded_critic(super().make_critic(features_extractor), self)
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | self._settings()
+
 
 def _bounded_critic(critic: ContinuousCritic, policy: _Bounded) -> ContinuousCritic:
     """Replace each Q network by a Lipschitz one, if a bound is set."""
@@ -178,7 +190,10 @@ def _bounded_critic(critic: ContinuousCritic, policy: _Bounded) -> ContinuousCri
 
 
 class LipschitzActorCriticPolicy(ActorCriticPolicy, _Bounded):
-    """PPO's policy with a Lipschitz mean and, on request, a Lipschitz value; arguments as in `LipschitzSacPolicy`."""
+    """PPO's policy with a Lipschitz mean and, on request, a Lipschitz value; arguments as in `LipschitzSacPolicy`.
+
+    `hidden` takes the place of `net_arch`, also for an ordinary value.
+    """
 
     def __init__(
         self,
@@ -197,6 +212,8 @@ class LipschitzActorCriticPolicy(ActorCriticPolicy, _Bounded):
         self._remember(lip, family, hidden, activation, critic_lip, lipschitz_seed)
         if not isinstance(action_space, spaces.Box) or others.get("use_sde"):
             raise UserError("LipschitzMlpPolicy needs continuous actions and does not support use_sde")
+        if "net_arch" in others:
+            raise UserError("PPO's LipschitzMlpPolicy takes its widths from hidden; found net_arch")
         value = [] if critic_lip is not None else list(hidden)
         super().__init__(observation_space, action_space, lr_schedule, net_arch={"pi": [], "vf": value}, **others)
 
@@ -208,6 +225,11 @@ class LipschitzActorCriticPolicy(ActorCriticPolicy, _Bounded):
             self.value_net = self._net(self.features_dim, 1, self.critic_lip)  # type: ignore[assignment]
         rate: dict[str, Any] = {"lr": lr_schedule(1)}
         self.optimizer = self.optimizer_class(self.parameters(), **rate, **self.optimizer_kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        del parameters["net_arch"]
+        return parameters | self._settings()
 
 
 SAC.policy_aliases["LipschitzMlpPolicy"] = LipschitzSacPolicy
@@ -322,7 +344,7 @@ def load_zip(path: Path) -> PlainNet:
         policy_class, arguments = data["policy_class"], data.get("policy_kwargs", {})
         extra = {"seed": data.get("seed")} if isinstance(data.get("history"), list) else {}
         policy = policy_class(
-            data["observation_space"], data["action_space"], lambda _: 0.0, **_without_sde(data), **extra, **arguments
+            data["observation_space"], data["action_space"], lambda _: 0.0, **extra, **(arguments | _sde(data))
         )
         policy.load_state_dict(parameters["policy"])
     except UserError:
@@ -334,6 +356,6 @@ def load_zip(path: Path) -> PlainNet:
     return actor_to_plain(policy)
 
 
-def _without_sde(data: dict[str, Any]) -> dict[str, Any]:
-    """SB3's on-policy and SAC policies take `use_sde` apart from their keyword arguments."""
+def _sde(data: dict[str, Any]) -> dict[str, Any]:
+    """On-policy algorithms pass `use_sde` to the policy apart from its keyword arguments; SAC keeps it among them."""
     return {"use_sde": True} if data.get("use_sde") else {}

@@ -15,7 +15,7 @@ from lipctrl.nn.network import FAMILIES, lipschitz_mlp
 from lipctrl.nn.normalise import deployed
 from lipctrl.nn.plain import PlainNet
 
-SIZES = [(3, 16, 12, 2), (5, 8, 1), (2, 6, 6, 6, 4), (3, 2), (1, 4, 5)]
+SIZES = [(3, 16, 12, 2), (5, 8, 1), (2, 6, 6, 6, 4), (3, 2), (1, 4, 5), (7, 4, 2, 1)]
 LAYERWISE = ("orthogonal", "aol", "spectral")
 BOUNDED = [name for name in FAMILIES if name != "unconstrained"]
 
@@ -26,8 +26,6 @@ def cases() -> Iterator[tuple[str, tuple[int, ...], str]]:
             for activation in ("tanh", "relu", *(("maxmin", "householder:2", "abs") if family in LAYERWISE else ())):
                 hidden = sizes[1:-1]
                 if activation in ("maxmin", "householder:2") and any(width % 2 for width in hidden):
-                    continue
-                if family in ("sll", "cpl") and hidden and hidden[0] < sizes[0]:
                     continue
                 yield family, sizes, activation
 
@@ -59,6 +57,35 @@ def test_the_bound_is_proved_and_the_export_is_the_module(
     assert np.allclose(net.double()(x).detach().numpy(), plain(x.numpy()), atol=1e-10, rtol=1e-10)
     fresh = lipschitz_mlp(family, sizes, lip, activation=activation)
     assert np.allclose(fresh(x.float()).detach().numpy(), fresh.to_plain()(x.numpy()), atol=1e-5 * lip)
+
+
+def lipsdp_matrix(net: PlainNet, lip: float) -> np.ndarray:
+    """lip^2 |x|^2 - |y|^2 - sum_i 2 lambda_i a_i (z_i - a_i) as a matrix in (x, a_1..a_l).
+
+    Slopes in [0, 1] make every product nonnegative, so a nonnegative matrix proves the bound (Fazlyab et al. 2019,
+    arXiv 1906.04893).
+    """
+    widths = [net.input_size, *net.widths]
+    parts = np.split(np.eye(sum(widths)), np.cumsum(widths)[:-1])  # selects x, a_1, ..., a_l
+    z = [sum(block @ parts[j] for j, block in row.items()) for row in net.blocks]
+    matrix = lip**2 * parts[0].T @ parts[0] - z[-1].T @ z[-1]
+    assert net.multipliers is not None
+    for a, v, multiplier in zip(parts[1:], z, net.multipliers, strict=False):
+        product = a.T @ np.diag(multiplier) @ (v - a)
+        matrix -= product + product.T
+    return matrix
+
+
+@pytest.mark.parametrize("family", BOUNDED)
+@pytest.mark.parametrize("lip", [0.1, 1.0, 7.0])
+def test_exported_multipliers_satisfy_the_matrix_inequality(family: str, lip: float) -> None:
+    for seed, sizes in enumerate(s for s in SIZES if len(s) > 2):
+        matrix = lipsdp_matrix(shaken(family, sizes, "tanh", lip, seed).to_plain(), lip)
+        assert np.linalg.eigvalsh(matrix)[0] >= -1e-12 * max(1.0, np.abs(matrix).max())
+        # with a little less than the bound an orthogonal network fails: the inequality is not slack by mistake
+        if family == "orthogonal" and sizes[0] <= min(sizes[1:]):
+            tight = lipsdp_matrix(lipschitz_mlp(family, sizes, lip, seed=seed).to_plain(), 0.99 * lip)
+            assert np.linalg.eigvalsh(tight)[0] < 0
 
 
 @pytest.mark.parametrize("family", BOUNDED)
@@ -149,12 +176,20 @@ def test_bad_arguments() -> None:
         (("sandwich", (2, 4, 1), float("nan")), "positive"),
         (("sandwich", (2, 4, 1), None), "bound"),
         (("unconstrained", (2, 4, 1), 1.0), "bound"),
-        (("sll", (5, 4, 1), 1.0), "pad"),
+        (("sandwich", (2,), 1.0), "at least two positive integers"),
+        (("sandwich", (2, 0, 1), 1.0), "at least two positive integers"),
     ):
         with pytest.raises(UserError, match=words):
             lipschitz_mlp(*arguments)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="divisible by 2"):
         lipschitz_mlp("orthogonal", (2, 5, 1), 1.0, activation="maxmin")
+    for text in ("groupsort:0", "groupsort:2.5", "groupsort:x", "householder:-2", "householder:1", "elu:-1"):
+        with pytest.raises(UserError, match=f"activation '{text}'"):
+            lipschitz_mlp("orthogonal", (2, 4, 1), 1.0, activation=text)
+
+
+def test_unconstrained_networks_claim_no_bound() -> None:
+    assert lipschitz_mlp("unconstrained", (2, 4, 1), None).lip.item() == np.inf
 
 
 def test_normalisation_enters_the_constant() -> None:
@@ -176,6 +211,17 @@ def test_normalisation_enters_the_constant() -> None:
     assert upper_bounds(net)[0].bound == pytest.approx(2.0 * 3.0 / 0.1, rel=1e-9)
     x = rng.normal(size=(5, 3))
     assert np.allclose(net(x), 3.0 * linear((x - 1) / sigma))
+
+
+def test_what_cannot_be_folded_in_is_refused() -> None:
+    net, one = PlainNet(({0: np.eye(1)},), (np.zeros(1),), ()), np.ones(1)
+    good = dict(mean=0 * one, scale=one, output_offset=0 * one, output_scale=one, low=-one, high=one)
+    assert deployed(net, **good)(np.array([3.0])) == 1.0
+    for changed in ({"scale": 0 * one}, {"scale": -one}, {"output_scale": np.nan * one}):
+        with pytest.raises(UserError, match="scales must be positive"):
+            deployed(net, **(good | changed))
+    with pytest.raises(UserError, match="already has output limits"):
+        deployed(deployed(net, **good), **good)
 
 
 def test_deployed_multipliers_still_prove_the_bound() -> None:

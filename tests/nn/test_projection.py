@@ -60,6 +60,14 @@ def test_norms_are_at_most_the_bound(method: str, shape: tuple[int, int]) -> Non
         assert norm(capped(w, 1.7, method)) <= 1.7 * (1 + 1e-5)  # type: ignore[arg-type]
 
 
+def test_hard_cap_leaves_wide_matrices_at_the_bound_there() -> None:
+    for size in (8, 64, 200):
+        q = torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(0)))[0]
+        for scale in (1.0, 3.0):
+            s = torch.linalg.svdvals(capped(scale * q, 1.0, "hard"))
+            assert s.min() > 0.9 and s.max() <= 1 + 1e-5
+
+
 def test_svd_clip_is_the_nearest_matrix_and_leaves_small_ones_alone() -> None:
     w = torch.randn(6, 4, dtype=torch.float64)
     s = torch.linalg.svdvals(w)

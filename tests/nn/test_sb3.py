@@ -53,6 +53,29 @@ def test_bounded_policies_train_save_load_and_are_certified(
     agreement(algorithm.load(tmp_path / "m.zip"), net)
 
 
+@pytest.mark.parametrize("algorithm", BOUNDED, ids=lambda a: a.__name__)
+def test_policies_alone_are_saved_with_their_settings(algorithm: Any, tmp_path: Path) -> None:
+    kwargs = {"lip": 3.0, "hidden": (8,), "activation": "relu", "family": "ldlt", "critic_lip": 5.0}
+    model = algorithm("LipschitzMlpPolicy", env(), policy_kwargs=kwargs, seed=0, **SHORT[algorithm])
+    model.policy.save(tmp_path / "p.zip")
+    again = type(model.policy).load(tmp_path / "p.zip")
+    assert (again.lip, again.critic_lip) == (3.0, 5.0)
+    assert actor_to_plain(again).sha256() == actor_to_plain(model.policy).sha256()
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3], ids=lambda a: a.__name__)
+def test_target_networks_follow(algorithm: Any) -> None:
+    kwargs = {"lip": 3.0, "hidden": (8,), "critic_lip": 5.0}
+    arguments = SHORT[algorithm] | {"learning_rate": 0.01}
+    model = algorithm("LipschitzMlpPolicy", env(), policy_kwargs=kwargs, seed=0, **arguments)
+    model.learn(100)
+    x, u = torch.randn(9, 3), torch.randn(9, 1)
+    with torch.no_grad():
+        kept = model.critic_target(x, u)[0]
+    # gradients make it build the maps anew
+    assert torch.equal(model.critic_target(x, u)[0], kept)
+
+
 @pytest.mark.parametrize("algorithm", SHORT, ids=lambda a: a.__name__)
 @pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.ReLU, torch.nn.ELU])
 def test_anybodys_mlp_policy_can_be_exported(algorithm: Any, activation: Any, tmp_path: Path) -> None:
@@ -86,6 +109,11 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.zip").write_bytes((tmp_path / "m.zip").read_bytes()[:-500])
     with pytest.raises(UserError, match="not a whole"):
         load_zip(tmp_path / "m.zip")
+    with pytest.raises(UserError, match="net_arch"):
+        PPO("LipschitzMlpPolicy", env(), policy_kwargs={"net_arch": [8]})
+    SAC("MlpPolicy", env(), use_sde=True).save(tmp_path / "s.zip")  # clips its mean by a Hardtanh of its own
+    with pytest.raises(UserError, match="Hardtanh"):
+        load_zip(tmp_path / "s.zip")
     with pytest.raises(UserError, match="positive"):
         SAC("LipschitzMlpPolicy", env(), policy_kwargs={"lip": -1.0})
 
