@@ -178,6 +178,10 @@ def main(arguments: Sequence[str]) -> None:
     for k, one in enumerate(bracket.outputs):
         name = net.output_names[k] if net.output_names else f"output {k}"
         print(f"  {name}: [{one.lower.bound:.6g}, {one.upper.bound:.6g}] ({one.upper.method})")
+    if path.suffix == ".zip":
+        print(
+            "a Stable-Baselines3 zip does not hold VecNormalize: behind one, this bound is for normalised observations"
+        )
     target = Path(settings.out) if settings.out else default_path(path)
     bracket.upper.save(target)
     print(f"certificate: {target}")
