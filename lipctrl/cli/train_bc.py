@@ -1,6 +1,6 @@
 """`lipctrl train bc`: Lipschitz behaviour cloning into a run folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from lipctrl.agents.bc import BC, BCSettings, build, load
 from lipctrl.cli.experts import make_env, signal_names
+from lipctrl.cli.interrupt import deferred_interrupt
 from lipctrl.cli.progress import bar
 from lipctrl.config import parse, read_config, updated
 from lipctrl.demos.demonstrations import Demonstrations, check_environment
@@ -27,17 +28,17 @@ class TrainSettings(BCSettings):
 
 
 class _Checkpoint(BaseCallback):
-    """Advances a bar every step and writes a checkpoint at every logged row."""
+    """Advances a bar every step, writes a checkpoint at every logged row, stops when interrupted."""
 
-    def __init__(self, folder: Path, interval: int, advance: Any) -> None:
+    def __init__(self, folder: Path, interval: int, advance: Any, interrupted: Callable[[], bool]) -> None:
         super().__init__()
-        self.folder, self.interval, self.advance = folder, interval, advance
+        self.folder, self.interval, self.advance, self.interrupted = folder, interval, advance, interrupted
 
     def _on_step(self) -> bool:
         self.advance()
         if self.num_timesteps % self.interval == 0:
             save(self.model, self.folder)  # type: ignore[arg-type]  # the model is the BC that called
-        return True
+        return not self.interrupted()
 
 
 def save(agent: BC, folder: Path) -> None:
@@ -48,16 +49,22 @@ def save(agent: BC, folder: Path) -> None:
 
 
 def train(agent: BC, settings: BCSettings, folder: Path, *, resumed: bool = False) -> None:
-    """Train to the end, with checkpoints; then write the checkpoint, the metrics and the plain network."""
+    """Train to the end, with checkpoints; then write the checkpoint, the metrics and the plain network.
+
+    Raises:
+        KeyboardInterrupt: interrupted between two updates, after a checkpoint was written.
+    """
     done = agent.num_timesteps if resumed else 0
-    with bar(f"cloning, {settings.env}", settings.updates - done) as advance:
+    with deferred_interrupt() as interrupted, bar(f"cloning, {settings.env}", settings.updates - done) as advance:
         agent.learn(
             settings.updates,
-            callback=_Checkpoint(folder, settings.log_interval, advance),
+            callback=_Checkpoint(folder, settings.log_interval, advance, interrupted),
             log_interval=settings.log_interval,
             reset_num_timesteps=not resumed,
         )
-    save(agent, folder)
+        save(agent, folder)
+        if interrupted() and agent.num_timesteps < settings.updates:
+            raise KeyboardInterrupt
     env = make_env(settings.env)
     inputs, outputs = signal_names(env)
     agent.policy.to_plain(input_names=inputs, output_names=outputs).save(folder / "policy.npz")
@@ -115,8 +122,7 @@ def _finish(run: Run, agent: BC, settings: TrainSettings, *, resumed: bool) -> N
     try:
         train(agent, settings, run.path, resumed=resumed)
     except KeyboardInterrupt:
-        save(agent, run.path)
-        run.finish("interrupted")
+        run.finish("interrupted")  # with the last checkpoint: what is in memory may be half an update
         print(f"interrupted after {agent.num_timesteps} updates; go on with: lipctrl train bc --resume {run.path}")
         raise
     last = agent.history[-1]

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lipctrl.certify.certificate import Certificate
+from lipctrl.cli.interrupt import deferred_interrupt
 from lipctrl.cli.main import COMMANDS, main
 from lipctrl.demos.demonstrations import Demonstrations
 from lipctrl.nn.plain import PlainNet
@@ -248,6 +250,38 @@ def test_interrupt_leaves_a_resumable_run_that_ends_the_same(made: Path, tmp_pat
     assert run(*arguments, "--updates", "1500", "--out", str(tmp_path / "whole"))[0] == 0
     for name in ("metrics.csv", "policy.npz"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_interrupt_inside_an_update_waits_for_its_end(
+    made: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes when the weights have moved and the update is not counted yet."""
+    step, calls = torch.optim.Adam.step, 0
+
+    def stepped(self: torch.optim.Adam, closure: None = None) -> None:
+        nonlocal calls
+        step(self, closure)
+        calls += 1
+        if calls == 13:
+            signal.raise_signal(signal.SIGINT)
+
+    arguments = ["train", "bc", "--demos", str(made / "d.npz"), *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", stepped)
+        assert run(*arguments, "--out", str(tmp_path / "cut"))[0] == 130
+    assert calls == 13 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run("train", "bc", "--resume", str(tmp_path / "cut"))[0] == 0
+    assert run(*arguments, "--out", str(tmp_path / "whole"))[0] == 0
+    for name in ("metrics.csv", "policy.npz"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_second_interrupt_stops_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupted:
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupted()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(
