@@ -23,7 +23,7 @@ from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
 Array = NDArray[np.float64]
-MARGIN = 1 + 1e-12  # so that a check on another machine, whose sums round differently, finds no larger bound
+MARGIN = 1 + 1e-12  # so that a check on another machine, whose sums round differently, comes to the same result
 
 
 class Gradients:
@@ -133,6 +133,32 @@ def gains(net: PlainNet, region: Box) -> tuple[Array, Array]:
     low = np.where(may_saturate[:, None], np.minimum(low, 0.0), low)
     high = np.where(may_saturate[:, None], np.maximum(high, 0.0), high)
     return np.where(must[:, None], 0.0, low), np.where(must[:, None], 0.0, high)
+
+
+@np.errstate(all="ignore")
+def attained_gain(net: PlainNet, norm: NormPair, x: Array, d: Array) -> float:
+    """A proved lower bound of |J d| / |d| for every generalised Jacobian J at x, hence of the Lipschitz constant.
+
+    The Jacobian is bounded on the box that is the one point x, for the network in exact arithmetic: where an argument
+    may be at a kink, or an output at its limit, every slope counts, and the bound falls by as much as they differ.
+
+    Args:
+        x: input (n,). d: direction (n,).
+
+    Raises:
+        UserError: x has another dimension than the input, or is not finite.
+    """
+    point = tuple(x.tolist())
+    low, high = gains(net, Box(point, point))
+    mid = low + (high - low) / 2
+    rad = np.nextafter(np.maximum(high - mid, mid - low), np.inf)
+    moved = (Enclosure(mid, rad) @ Enclosure.exact(d[:, None]))[:, 0]
+    least = np.maximum(np.nextafter(np.abs(moved.mid) - moved.rad, -np.inf), 0.0)
+    size = float(norm.of_input(d))
+    if not FLOOR < size < np.inf:
+        return 0.0
+    gain = float(norm.of_output(least)) / size * (1 - (len(d) + len(least) + 16) * 8 * UNIT)
+    return gain if np.isfinite(gain) else 0.0
 
 
 def jacobian_certificate(net: PlainNet, norm: NormPair, region: Box) -> Certificate | None:

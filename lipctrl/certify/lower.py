@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.certify.certificate import Box, Witness
-from lipctrl.certify.product import lipschitz_constant
+from lipctrl.certify.jacobian import MARGIN, attained_gain
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
@@ -45,22 +45,9 @@ def lower_bound(net: PlainNet, norm: NormPair | None = None, *, region: Box | No
 
 
 def witness(net: PlainNet, norm: NormPair, x: Array, d: Array, method: str) -> Witness:
-    """A witness whose bound is lowered by more than the rounding of evaluating it.
-
-    The error of J(x) d relative to the same product with absolute values is a small multiple of the unit roundoff, plus
-    the change of smooth activations' slopes under the rounding of their arguments; the slopes of piecewise-linear ones
-    do not change inside a region.
-    """
-    value = float(attained(net, norm, x, d))
-    largest = 0.0 if is_two_piece(net) else max(float(np.abs(z).max()) for z in net.preactivations(x))
-    sizes = [np.abs(d)]
-    for k, row in enumerate(net.blocks):
-        size = sum((np.abs(w) @ sizes[j] for j, w in row.items()), np.zeros(1))
-        last = k == len(net.activations)
-        sizes.append(size if last else size * max(1.0, lipschitz_constant(net.activations[k], "linf")))
-    scale = float(norm.of_output(sizes[-1]) / norm.of_input(d)) if np.any(d) else 0.0
-    lowered = max(value * (1 - 1e-12) - 1e-12 * scale * (1 + largest), 0.0)
-    return Witness(lowered, tuple(x.tolist()), tuple(d.tolist()), norm, method)
+    """The witness at input x in direction d, with the gain that is proved to be attained there."""
+    bound = attained_gain(net, norm, x, d) / MARGIN
+    return Witness(bound, tuple(x.tolist()), tuple(d.tolist()), norm, method)
 
 
 def _samples(net: PlainNet, region: Box | None, random: np.random.Generator) -> Array:
@@ -73,8 +60,8 @@ def _samples(net: PlainNet, region: Box | None, random: np.random.Generator) -> 
 
 
 def attained(net: PlainNet, norm: NormPair, x: Array, d: Array) -> Array:
-    """|J(x) d| / |d| for batches of inputs and directions."""
-    j = net.jacobian(x, clipped=False)
+    """|J(x) d| / |d| for batches of inputs and directions, in floating point."""
+    j = net.jacobian(x)
     return np.asarray(norm.of_output((j @ d[..., None])[..., 0]) / norm.of_input(d))
 
 
@@ -104,7 +91,7 @@ def best_direction(j: Array, norm: NormPair) -> Array:
 
 def gains_at(net: PlainNet, norm: NormPair, x: Array) -> tuple[Array, Array]:
     """Largest gain (batch,) and its direction (batch, n) at each input."""
-    d = best_direction(net.jacobian(x, clipped=False), norm)
+    d = best_direction(net.jacobian(x), norm)
     return attained(net, norm, x, d), d
 
 

@@ -112,7 +112,7 @@ def climb(net: PlainNet, norm: NormPair, start: Array, region: Box | None = None
                 break
         else:
             break
-    d = best_direction(net.jacobian(point, clipped=False)[None], norm)[0]
+    d = best_direction(net.jacobian(point)[None], norm)[0]
     return witness(net, norm, point, d, "pattern climb")
 
 
@@ -150,19 +150,21 @@ def exact_constant(net: PlainNet, norm: NormPair | None = None, *, region: Box |
     """The Lipschitz constant of a small piecewise-linear network, by enumerating its regions, with its witness.
 
     Raises:
-        UserError: another activation, more than 24 neurons, or l_inf -> l2 with many inputs.
+        UserError: another activation, more than 24 neurons, output limits, or l_inf -> l2 with many inputs.
     """
     norm = norm or NormPair()
+    if net.low is not None or net.high is not None:
+        raise UserError("enumeration does not know output limits; pass net.without_limits()")
     if not is_two_piece(net) or sum(net.widths) > LARGEST_EXACT:
         raise UserError(f"enumeration needs relu, leaky_relu or abs and at most {LARGEST_EXACT} neurons")
     if (norm.input, norm.output) == ("linf", "l2") and net.input_size > LARGEST_VERTICES:
         raise UserError(f"the exact l_inf -> l2 norm needs at most {LARGEST_VERTICES} inputs")
     best: tuple[float, Array] | None = None
     for _, point in regions(net, region):
-        gain = _gain(net.jacobian(point, clipped=False), norm)
+        gain = _gain(net.jacobian(point), norm)
         if best is None or gain > best[0]:
             best = (gain, point)
     if best is None:
         raise UserError("the region has no interior")
-    d = best_direction(net.jacobian(best[1], clipped=False)[None], norm)[0]
+    d = best_direction(net.jacobian(best[1])[None], norm)[0]
     return witness(net, norm, best[1], d, "enumeration")

@@ -141,9 +141,16 @@ def test_boxes() -> None:
             Box(low, high)
 
 
-def test_a_witness_is_checked_by_one_jacobian() -> None:
+def test_a_witness_is_a_proof() -> None:
     net = PlainNet.mlp([[[3.0, 4.0]], [[2.0]]], [[0.0], [0.0]], "relu")
-    good = Witness(10.0, (1.0, 1.0), (0.6, 0.8), NormPair(), "hand")
+    good = Witness(9.999999999, (1.0, 1.0), (3.0, 4.0), NormPair(), "hand")
     assert good.verify(net)
-    assert not replace(good, bound=10.001).verify(net)
+    assert not replace(good, bound=10.000000001).verify(net)
     assert not replace(good, x=(-1.0, -1.0)).verify(net)  # on the flat side
+    assert not replace(good, x=(0.0, 0.0)).verify(net)  # at the kink, where the slope may be 0
+    assert not replace(good, x=(4.0, -3.0)).verify(net)
+    for odd in (replace(good, x=(1.0,)), replace(good, direction=(0.0, 0.0)), replace(good, x=(np.nan, 1.0))):
+        assert not odd.verify(net)
+    assert not replace(good, bound=np.nan).verify(net) and not replace(good, direction=(1.0, 1.0, 1.0)).verify(net)
+    limited = replace(net, low=np.array([-15.0]), high=np.array([15.0]))
+    assert good.verify(limited) and not replace(good, x=(2.0, 1.0)).verify(limited)  # 20 is cut to 15
