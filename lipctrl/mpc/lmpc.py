@@ -9,8 +9,8 @@ of Lyapunov-based MPC on learned models (Wu et al., AIChE Journal 65, 2019; Wang
 no rate. Ours differs there: decay < 1 bounds the steps to the small set by log(small / V(x_0)) / log(decay).
 
 If everywhere in V <= level some admissible input satisfies the constraint for one step, and hard state limits contain
-that region, the problem without terminal set is feasible, and stays so along the loop, for any horizon. All of this is about the model at the ends of sampling
-periods: on another plant, watch V there.
+that region, the problem without terminal set is feasible, and stays so along the loop, for any horizon. All of this is
+about the model at the ends of sampling periods: on another plant, watch V there.
 """
 
 from dataclasses import dataclass, field, replace
