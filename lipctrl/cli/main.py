@@ -19,6 +19,7 @@ COMMANDS = {
     "demos collect": ("lipctrl.cli.demos_collect", "record an expert in an environment"),
     "demos info": ("lipctrl.cli.demos_info", "what is in a demonstration file; convert from and to Minari"),
     "train bc": ("lipctrl.cli.train_bc", "Lipschitz behaviour cloning from demonstrations"),
+    "train sb3": ("lipctrl.cli.train_sb3", "Stable-Baselines3's PPO, SAC or TD3, with a bounded actor on request"),
     "certify": ("lipctrl.cli.certify", "proved bound and witnessed lower bound of a network; check a certificate"),
     "evaluate": ("lipctrl.cli.evaluate", "closed loops under attack over a grid of radii, with a report"),
     "mpc": ("lipctrl.cli.mpc", "model predictive control of a plant in closed loop"),

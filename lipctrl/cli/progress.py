@@ -10,9 +10,9 @@ CONSOLE = Console(stderr=True)
 
 
 @contextmanager
-def bar(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error; yields the function that advances it by one."""
+def bar(label: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar on standard error; yields the function that advances it by one, or by its argument."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=CONSOLE) as progress:
         task = progress.add_task(label, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda count=1: progress.advance(task, count)
