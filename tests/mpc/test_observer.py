@@ -66,7 +66,7 @@ def test_sensor_bias_is_found_as_an_output_disturbance() -> None:
     observer = kalman_observer(TANKS, model, process=np.eye(4), disturbance=np.eye(2), measurement=0.01 * np.eye(2))
     x, u, bias = TANKS.equilibrium[0] + [1.0, -1.0, 0.2, 0.1], np.array([3.1, 2.9]), np.array([0.4, -0.2])
     estimate = observer.start(LOWER @ x + bias)
-    for _ in range(300):
+    for _ in range(800):  # the tanks forget slowly
         estimate = observer.predict(observer.correct(estimate, LOWER @ x + bias), u)
         x = TANKS.step(x, u)
     np.testing.assert_allclose(estimate.d, bias, atol=1e-6)
