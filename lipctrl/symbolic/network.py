@@ -63,13 +63,14 @@ def _sorted_descending(rows: list[ca.MX]) -> list[ca.MX]:
 
 
 def _grouped(activation: Activation, z: ca.MX) -> ca.MX:
-    size = activation.group_size
-    groups = ca.reshape(z, size, z.numel() // size)  # one group per column
+    size, (rows, columns) = activation.group_size, z.shape
+    groups = ca.reshape(z, size, rows // size * columns)  # one group per column, one input after the other
     if activation.vectors is None:
-        return ca.vec(ca.vertcat(*_sorted_descending(ca.vertsplit(groups))))
-    vectors = ca.DM(np.ascontiguousarray(activation.vectors.T))
+        return ca.reshape(ca.vertcat(*_sorted_descending(ca.vertsplit(groups))), rows, columns)
+    vectors = ca.repmat(ca.DM(np.ascontiguousarray(activation.vectors.T)), 1, columns)
     inner = ca.sum1(groups * vectors)
-    return ca.vec(groups - 2 * ca.repmat(ca.if_else(inner < 0, inner, 0), size, 1) * vectors)
+    reflected = groups - 2 * ca.repmat(ca.if_else(inner < 0, inner, 0), size, 1) * vectors
+    return ca.reshape(reflected, rows, columns)
 
 
 def _activate(activation: Activation, z: ca.MX) -> ca.MX:
@@ -80,32 +81,52 @@ def _activate(activation: Activation, z: ca.MX) -> ca.MX:
     return SCALAR[activation.name](z, activation.parameter)
 
 
-def to_casadi(net: PlainNet, name: str = "policy") -> ca.Function:
-    """The network as a function (x,) -> (y,) of columns, in raw units, clipped to the network's limits.
-
-    An input that is not finite gives NaN in every output, in CasADi and in generated C code.
-
-    Args:
-        net: any PlainNet, with skips as well.
-        name: name of the function and of its C code: letters, digits and single underscores.
-
-    Raises:
-        UserError: the name is not one that CasADi accepts.
-    """
+def check_name(name: str) -> None:
+    """Refuse a function name that CasADi and C do not take."""
     if not ca.Function.check_name(name):
         raise UserError(f"a function name is made of letters, digits and single underscores, found {name!r}")
-    x = ca.MX.sym("x", net.input_size)
-    values = [x]
+
+
+def nan_unless_finite(y: ca.MX, x: ca.MX) -> ca.MX:
+    """Each column of y (m, columns), or NaN where that column of x (n, columns) holds a number that is not finite.
+
+    Comparisons, fmin and fmax would turn a NaN observation into a valid action: it must stay NaN.
+    """
+    return ca.if_else(ca.repmat(ca.sum1(x * x) < np.inf, y.size1(), 1), y, np.nan)
+
+
+def network_expression(net: PlainNet, x: ca.MX) -> ca.MX:
+    """The network at the columns of x (n_0, columns), shape (m, columns)."""
+    columns, values = x.size2(), [x]
     for k, row in enumerate(net.blocks):
-        z = ca.MX(ca.DM(net.biases[k]))
+        z = ca.MX(ca.repmat(ca.DM(net.biases[k]), 1, columns))
         for j, block in row.items():
             z = z + ca.mtimes(ca.DM(block), values[j])
         values.append(_activate(net.activations[k], z) if k < len(net.activations) else z)
     y = values[-1]
     if net.high is not None:
-        y = ca.fmin(y, ca.DM(net.high))
+        y = ca.fmin(y, ca.repmat(ca.DM(net.high), 1, columns))
     if net.low is not None:
-        y = ca.fmax(y, ca.DM(net.low))
-    # Comparisons, fmin and fmax would turn a NaN observation into a valid action: it must stay NaN.
-    y = ca.if_else(ca.dot(x, x) < np.inf, y, np.nan)
-    return ca.Function(name, [x], [y], ["x"], ["y"])
+        y = ca.fmax(y, ca.repmat(ca.DM(net.low), 1, columns))
+    return nan_unless_finite(y, x)
+
+
+def to_casadi(net: PlainNet, name: str = "policy", *, columns: int = 1) -> ca.Function:
+    """The network as a function (x,) -> (y,) of columns, in raw units, clipped to the network's limits.
+
+    An input that is not finite gives NaN in every output of its column, in CasADi and in generated C code.
+
+    Args:
+        net: any PlainNet, with skips as well.
+        name: name of the function and of its C code: letters, digits and single underscores.
+        columns: inputs of one call: x of shape (n_0, columns) gives y of shape (m, columns). One matrix product per
+            layer for a whole horizon is faster than a call per stage, in values and in derivatives.
+
+    Raises:
+        UserError: the name is not one that CasADi accepts, or there is no column.
+    """
+    check_name(name)
+    if columns < 1:
+        raise UserError(f"a symbolic network needs at least one column, found {columns}")
+    x = ca.MX.sym("x", net.input_size, columns)
+    return ca.Function(name, [x], [network_expression(net, x)], ["x"], ["y"])

@@ -52,6 +52,8 @@ def assert_same(net: PlainNet, points: np.ndarray) -> None:
     slopes = np.array([np.asarray(jacobian(x)) for x in points])
     np.testing.assert_allclose(values, net(points), rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(slopes, net.jacobian(points), rtol=1e-10, atol=1e-10)
+    batched = to_casadi(net, columns=len(points))
+    np.testing.assert_allclose(np.asarray(batched(points.T)).T, values, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", [*SCALAR, *GROUP])
@@ -82,6 +84,18 @@ def test_graph_network_with_limits() -> None:
     assert_same(net, points)
 
 
+@pytest.mark.parametrize("net", [graph_network(), network("householder")], ids=["graph", "householder"])
+def test_derivative_of_many_columns_is_block_diagonal(net: PlainNet) -> None:
+    points = np.random.default_rng(3).normal(size=(7, 3))
+    derivative = to_casadi(net, columns=7).factory("derivative", ["x"], ["jac:y:x"])
+    found = derivative(points.T)
+    assert found.nnz() == 7 * 2 * 3
+    expected = np.zeros((14, 21))
+    for k, slope in enumerate(net.jacobian(points)):
+        expected[2 * k : 2 * k + 2, 3 * k : 3 * k + 3] = slope
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_linear_network_without_hidden_layers() -> None:
     gain = np.array([[1.0, -2.0]])
     assert_same(PlainNet(({0: gain},), (np.array([0.5]),), ()), np.random.default_rng(4).normal(size=(5, 2)))
@@ -97,6 +111,8 @@ def test_second_derivative_of_softplus_at_zero() -> None:
 def test_bad_name_is_refused() -> None:
     with pytest.raises(UserError, match="letters"):
         to_casadi(network("tanh"), name="my policy")
+    with pytest.raises(UserError, match="at least one column"):
+        to_casadi(network("tanh"), columns=0)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
