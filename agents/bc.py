@@ -6,14 +6,17 @@
 arXiv 2103.16629.) They solve it on a graph of data points; here the constraint holds by construction of the network
 (sandwich layers; Wang and Manchester 2023, arXiv 2301.11526), so that every iterate is feasible everywhere.
 
-The bound L is in raw units of observation and action. With mean c and one scale s for all observations (one scale,
-because a scale per component would cost the l2 bound a factor), the policy is
+Two converse problems are solved by primal-dual steps:
 
-    pi(x) = clip( u_0 + L s g((x - c) / s) ),   g 1-Lipschitz.
+* `target_loss`: the smallest bound for a loss margin. The bound is the dual variable: the least loss within a bound
+  falls as the bound grows, so log L rises while the loss is above the margin and falls while it is below;
+* an unconstrained network with `lip`: the smallest loss for a bound that is only estimated, at the data:
+  minimise loss + mu (max_i |J(x_i)| / L - 1) with mu >= 0 rising while it is violated. Such a network is not bounded by
+  construction: certify it afterwards.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,18 +25,18 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from torch import Tensor
 
+from lipctrl.agents.bc_policy import BCPolicy
 from lipctrl.demos.demonstrations import Demonstrations
 from lipctrl.files import UserError
-from lipctrl.nn.network import FAMILIES, lipschitz_mlp
-from lipctrl.nn.normalise import deployed
-from lipctrl.nn.plain import PlainNet
-from lipctrl.seeding import generator, seed_of
+from lipctrl.nn.network import FAMILIES
+from lipctrl.policy import PlainPolicy, Policy
+from lipctrl.seeding import generator
 
 Array = NDArray[np.float64]
+DUAL_RATE = 0.01  # of the multiplier, per update and relative excess
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,16 @@ class BCSettings:
     demos: str = ""
     """Path of a demonstration file (see `lipctrl demos collect`)."""
     lip: float | None = 2.0
-    """Lipschitz bound of the policy, l2, in raw units of action per observation; null for none (unconstrained)."""
+    """Lipschitz bound of the policy, l2, in raw units of action per observation; null for none. With target_loss: the
+    bound to start from. With the family unconstrained: imposed on the Jacobians at the data only."""
+    target_loss: float | None = None
+    """Minimise the bound such that the relative training loss is at most this; null: keep the bound."""
+    jacobian_weight: float = 0.0
+    """Weight of the relative mismatch of Jacobians, for an expert that has one."""
+    dagger_rounds: int = 0
+    """Times that the expert labels what the learner visits (DAgger), spread evenly over the updates."""
+    dagger_episodes: int = 5
+    """Episodes of the learner per round."""
     family: str = "sandwich"
     """Layer family, see `lipctrl list`."""
     activation: str = "tanh"
@@ -72,9 +84,13 @@ class BCSettings:
             raise ValueError(f"lip must be a positive finite number, found {self.lip}")
         if self.family not in FAMILIES:
             raise ValueError(f"unknown family {self.family!r}; known: {', '.join(FAMILIES)}")
-        if (self.family == "unconstrained") != (self.lip is None):
-            raise ValueError("lip must be null exactly for the family 'unconstrained'")
-        for name in ("updates", "batch_size", "log_interval"):
+        if self.lip is None and self.family != "unconstrained":
+            raise ValueError("lip may be null only for the family 'unconstrained'")
+        if self.target_loss is not None and (self.family == "unconstrained" or not 0 < self.target_loss < np.inf):
+            raise ValueError("target_loss must be positive, and needs a Lipschitz family whose bound it minimises")
+        if not 0 <= self.jacobian_weight < np.inf or self.dagger_rounds < 0:
+            raise ValueError("jacobian_weight and dagger_rounds must not be negative")
+        for name in ("updates", "batch_size", "log_interval", "dagger_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if not self.hidden or min(self.hidden) < 1:
@@ -87,90 +103,6 @@ class BCSettings:
             raise ValueError(f"validation must be in [0, 1), found {self.validation}")
 
 
-class BCPolicy(BasePolicy):
-    """Deterministic policy pi(x) = clip(u_0 + scale * g((x - c) / s)) with g from a Lipschitz family."""
-
-    def __init__(
-        self,
-        observation_space: spaces.Box,
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        *,
-        lip: float | None = 2.0,
-        family: str = "sandwich",
-        activation: str = "tanh",
-        hidden: tuple[int, ...] = (64, 64),
-        seed: int = 0,
-    ) -> None:
-        super().__init__(observation_space, action_space)
-        n, m = observation_space.shape[0], action_space.shape[0]
-        self.lip = lip
-        self.net = lipschitz_mlp(
-            family, (n, *hidden, m), None if lip is None else 1.0, activation=activation, seed=seed_of(seed, "network")
-        )
-        self.observation_mean: Tensor
-        self.observation_std: Tensor
-        self.observation_scale: Tensor
-        self.action_offset: Tensor
-        self.action_scale: Tensor
-        self.register_buffer("observation_mean", torch.zeros(n, dtype=torch.float64))
-        self.register_buffer("observation_std", torch.ones(n, dtype=torch.float64))
-        self.register_buffer("observation_scale", torch.ones((), dtype=torch.float64))
-        self.register_buffer("action_offset", torch.zeros(m, dtype=torch.float64))
-        self.register_buffer("action_scale", torch.ones((), dtype=torch.float64))
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1))
-
-    def set_scales(self, observations: Array, labels: Array) -> None:
-        """Take centre and scale from training data (N, n) and labels (N, m)."""
-        std = observations.std(0)
-        scale = float(np.sqrt((std**2).mean())) or 1.0
-        action_scale = self.lip * scale if self.lip is not None else float(labels.std()) or 1.0
-        for buffer, value in (
-            (self.observation_mean, observations.mean(0)),
-            (self.observation_std, np.where(std > 0, std, 1.0)),
-            (self.observation_scale, np.array(scale)),
-            (self.action_offset, labels.mean(0)),
-            (self.action_scale, np.array(action_scale)),
-        ):
-            buffer.copy_(torch.from_numpy(np.asarray(value, dtype=np.float64)))
-
-    def forward(self, observation: Tensor) -> Tensor:
-        """Actions (batch, m) before clipping, for observations (batch, n)."""
-        x = (observation.double() - self.observation_mean) / self.observation_scale
-        y = self.net(x.float())
-        action: Tensor = self.action_offset.float() + self.action_scale.float() * y
-        return action
-
-    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        return self.forward(observation)
-
-    def to_plain(self, *, input_names: tuple[str, ...] = (), output_names: tuple[str, ...] = ()) -> PlainNet:
-        """The deployed policy in raw units, float64, clipped to the action limits.
-
-        Args:
-            input_names, output_names: names with units, for certificates and reports.
-        """
-        space = self.action_space
-        assert isinstance(space, spaces.Box)
-        n = len(self.observation_mean)
-        net = deployed(
-            self.net.to_plain(),
-            mean=self.observation_mean.cpu().numpy(),
-            scale=np.full(n, float(self.observation_scale)),
-            output_offset=self.action_offset.cpu().numpy(),
-            output_scale=np.full(len(self.action_offset), float(self.action_scale)),
-            low=space.low.astype(np.float64),
-            high=space.high.astype(np.float64),
-        )
-        return replace(
-            net,
-            input_mean=self.observation_mean.cpu().numpy(),
-            input_scale=self.observation_std.cpu().numpy(),
-            input_names=input_names,
-            output_names=output_names,
-        )
-
-
 class BC(BaseAlgorithm):
     """Lipschitz behaviour cloning as a Stable-Baselines3 algorithm; one timestep is one gradient step.
 
@@ -181,6 +113,9 @@ class BC(BaseAlgorithm):
         learning_rate: Adam's initial rate; it falls linearly to zero over `learn`.
         batch_size: pairs per gradient step.
         validation: share of episodes kept for validation.
+        target_loss: see `BCSettings`.
+        jacobian_weight: of the mismatch of Jacobians; needs `expert`.
+        expert: whose Jacobians are matched, a `PlainPolicy`.
         policy_kwargs: of BCPolicy: lip, family, activation, hidden.
         seed, device, verbose, tensorboard_log: as in Stable-Baselines3.
     """
@@ -197,6 +132,9 @@ class BC(BaseAlgorithm):
         learning_rate: float = 3e-3,
         batch_size: int = 256,
         validation: float = 0.1,
+        target_loss: float | None = None,
+        jacobian_weight: float = 0.0,
+        expert: Policy | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         seed: int = 0,
         device: torch.device | str = "auto",
@@ -216,11 +154,12 @@ class BC(BaseAlgorithm):
             supported_action_spaces=(spaces.Box,),
         )
         self.batch_size, self.validation = batch_size, validation
+        self.target_loss, self.jacobian_weight = target_loss, jacobian_weight
         self.history: list[dict[str, float]] = []
         if _init_setup_model:
             self._setup_model()
             if demos is not None:
-                self.set_demonstrations(demos)
+                self.set_demonstrations(demos, expert)
                 observations, labels = self._train
                 self.policy.set_scales(observations.cpu().numpy(), labels.cpu().numpy())
 
@@ -232,12 +171,19 @@ class BC(BaseAlgorithm):
         assert isinstance(policy, BCPolicy)
         self.policy = policy.to(self.device)
 
-    def set_demonstrations(self, demos: Demonstrations) -> None:
+    def set_demonstrations(self, demos: Demonstrations, expert: Policy | None = None) -> None:
         """Split into training and validation episodes and move them to the device.
 
+        Args:
+            expert: needed for matching Jacobians, which are evaluated here once.
+
         Raises:
-            UserError: sizes do not fit the environment.
+            UserError: sizes do not fit the environment, or Jacobians are to be matched and the expert has none.
         """
+        if self.jacobian_weight > 0 and not isinstance(expert, PlainPolicy):
+            raise UserError(
+                "matching Jacobians needs a differentiable expert: a network or a linear gain (PlainPolicy)"
+            )
         spaces_fit = (demos.observations.shape[1:], demos.actions.shape[1:])
         if spaces_fit != (self.observation_space.shape, self.action_space.shape):
             raise UserError(
@@ -257,25 +203,46 @@ class BC(BaseAlgorithm):
         self._train = pairs(order[kept:])
         self._validate = pairs(order[:kept]) if kept else self._train
         self._loss_scale = float(self._train[1].square().mean()) or 1.0
+        self._jacobians = torch.zeros(0)
+        if self.jacobian_weight > 0:
+            assert isinstance(expert, PlainPolicy)
+            jacobians = expert.net.jacobian(self._train[0].cpu().numpy())
+            self._jacobians = torch.from_numpy(jacobians).float().to(self.device)
 
-    def _batch(self, update: int) -> tuple[Tensor, Tensor]:
-        """The batch of one update: a function of seed and update alone, so that a resumed run repeats it."""
-        x, u = self._train
-        size = min(self.batch_size, len(x))
-        per_epoch = len(x) // size
-        order = generator(self.seed or 0, "batches", update // per_epoch).permutation(len(x))
-        chosen = torch.from_numpy(order[(update % per_epoch) * size : (update % per_epoch + 1) * size])
-        return x[chosen], u[chosen]
+    def _batch(self, update: int) -> Tensor:
+        """Indices of the pairs of one update: a function of seed and update alone, so that a resumed run repeats it."""
+        count = len(self._train[0])
+        size = min(self.batch_size, count)
+        per_epoch = count // size
+        order = generator(self.seed or 0, "batches", update // per_epoch).permutation(count)
+        return torch.from_numpy(order[(update % per_epoch) * size : (update % per_epoch + 1) * size])
 
     def train(self, learning_rate: float) -> float:
-        """One gradient step on 1/2 |pi(x) - u|^2, relative to the labels' mean square. Returns that loss."""
+        """One primal step, and one dual step where there is a constraint. Returns the batch's relative loss.
+
+        It is 1/2 |pi(x) - u|^2 relative to the labels' mean square; the mismatch of Jacobians is put in the same unit.
+        """
         self.policy.set_training_mode(True)
         for group in self.policy.optimizer.param_groups:
             group["lr"] = learning_rate
-        x, u = self._batch(self.num_timesteps)
+        chosen = self._batch(self.num_timesteps)
+        x, u = self._train[0][chosen], self._train[1][chosen]
         loss = 0.5 * (self.policy(x) - u).square().mean() / self._loss_scale
+        objective = loss
+        if self.jacobian_weight > 0:
+            mismatch = self.policy.jacobian(x) - self._jacobians[chosen]
+            unit = float(self.policy.observation_scale) ** 2 / self._loss_scale
+            objective = objective + self.jacobian_weight * unit * 0.5 * mismatch.square().sum((1, 2)).mean()
+        if self.target_loss is not None:
+            step = float((objective.detach() / self.target_loss - 1).clamp(-1, 1)) * learning_rate
+            self.policy.net.log_lip.add_(step)
+        elif self.policy.lip is not None and not self.policy.by_construction:
+            excess = torch.linalg.matrix_norm(self.policy.jacobian(x), ord=2).max() / self.policy.lip - 1
+            multiplier = self.policy.multiplier
+            objective = (objective + multiplier.float() * excess) / (1 + multiplier.float())
+            multiplier.add_(DUAL_RATE * float(excess.detach())).clamp_(min=0)
         self.policy.optimizer.zero_grad()
-        loss.backward()
+        objective.backward()
         self.policy.optimizer.step()
         return float(loss.detach())
 
@@ -323,19 +290,21 @@ class BC(BaseAlgorithm):
 
     def _log(self) -> None:
         row = {"update": float(self.num_timesteps), **self.errors()}
+        if self.target_loss is not None:
+            row["train/bound"] = float(self.policy.bound().detach())
         self.history.append(row)
         for key, value in row.items():
             self.logger.record(key, value)
         self.logger.dump(self.num_timesteps)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_train", "_validate"]
+        return [*super()._excluded_save_params(), "_train", "_validate", "_jacobians"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
 
 
-def build(settings: BCSettings, env: GymEnv, demos: Demonstrations) -> BC:
+def build(settings: BCSettings, env: GymEnv, demos: Demonstrations, expert: Policy | None = None) -> BC:
     """A BC agent with these settings, ready to `learn(settings.updates)`."""
     return BC(
         "BCPolicy",
@@ -344,13 +313,23 @@ def build(settings: BCSettings, env: GymEnv, demos: Demonstrations) -> BC:
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
         validation=settings.validation,
+        target_loss=settings.target_loss,
+        jacobian_weight=settings.jacobian_weight,
+        expert=expert,
         policy_kwargs={name: getattr(settings, name) for name in ("lip", "family", "activation", "hidden")},
         seed=settings.seed,
         device=settings.device,
     )
 
 
-def load(path: Path, env: GymEnv, demos: Demonstrations | None = None, *, device: str = "cpu") -> BC:
+def load(
+    path: Path,
+    env: GymEnv,
+    demos: Demonstrations | None = None,
+    expert: Policy | None = None,
+    *,
+    device: str = "cpu",
+) -> BC:
     """Load an agent from its zip, to predict or (with demonstrations) to go on training.
 
     Raises:
@@ -363,5 +342,5 @@ def load(path: Path, env: GymEnv, demos: Demonstrations | None = None, *, device
     except Exception as error:  # SB3 raises whatever zip, pickle or torch raised
         raise UserError(f"{path} is not a whole BC checkpoint ({type(error).__name__}: {error})") from error
     if demos is not None:
-        agent.set_demonstrations(demos)
+        agent.set_demonstrations(demos, expert)
     return agent

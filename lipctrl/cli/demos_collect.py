@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipctrl.cli.experts import lqr_expert, make_env
+from lipctrl.cli.experts import Env, lqr_expert, make_env
 from lipctrl.cli.loading import load_network
 from lipctrl.cli.mpc import mpc_policy
 from lipctrl.cli.progress import bar
@@ -46,24 +46,32 @@ class CollectSettings:
             raise ValueError(f"max_steps must be at least 1, found {self.max_steps}")
 
 
+def named_expert(name: str, env: Env) -> tuple[Policy, str]:
+    """The expert that a setting names, and one line that says what it is.
+
+    Raises:
+        UserError: the environment has no such expert, or a network of other sizes.
+    """
+    if name == "lqr":
+        expert = lqr_expert(env)
+        return expert.policy, expert.description
+    if name == "mpc":
+        return mpc_policy(env, "nmpc", None, MPC_HORIZON), f"NMPC, horizon {MPC_HORIZON}"
+    net = load_network(Path(name))
+    sizes = (net.input_size,), (net.output_size,)
+    if sizes != (env.observation_space.shape, env.action_space.shape):
+        assert env.spec is not None
+        raise UserError(
+            f"the expert maps {sizes[0]} observations to {sizes[1]} actions; {env.spec.id} has "
+            f"{env.observation_space.shape} and {env.action_space.shape}"
+        )
+    return PlainPolicy(net), f"policy {name}, sha256 {net.sha256()[:12]}"
+
+
 def collect_demonstrations(settings: CollectSettings) -> Demonstrations:
     """Record what the settings say."""
     env = make_env(settings.env)
-    policy: Policy
-    if settings.expert == "lqr":
-        expert = lqr_expert(env)
-        policy, description = expert.policy, expert.description
-    elif settings.expert == "mpc":
-        policy, description = mpc_policy(env, "nmpc", None, MPC_HORIZON), f"NMPC, horizon {MPC_HORIZON}"
-    else:
-        net = load_network(Path(settings.expert))
-        policy, description = PlainPolicy(net), f"policy {settings.expert}, sha256 {net.sha256()[:12]}"
-        sizes = (net.input_size,), (net.output_size,)
-        if sizes != (env.observation_space.shape, env.action_space.shape):
-            raise UserError(
-                f"the expert maps {sizes[0]} observations to {sizes[1]} actions; {settings.env} has "
-                f"{env.observation_space.shape} and {env.action_space.shape}"
-            )
+    policy, description = named_expert(settings.expert, env)
     with bar(f"demonstrations, {settings.env}", settings.episodes) as advance:
         demos = record(
             env,

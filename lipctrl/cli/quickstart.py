@@ -59,7 +59,7 @@ def run_task(task: str, folder: Path, settings: QuickstartSettings) -> Section:
     cloning = _preset("bc", task, BCSettings(), changes | _given(updates=settings.updates))
     write_text(folder / "settings.yaml", to_yaml(cloning))
     agent = prepare(cloning, demos)
-    train(agent, cloning, folder)
+    train(agent, cloning, demos, folder)
     env = make_env(cloning.env)
     names = signal_names(env)
     expert = lqr_expert(env)

@@ -23,6 +23,7 @@ def collect(
     dither: float,
     seed: int,
     max_steps: int | None = None,
+    acting: Policy | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> list[Trajectory]:
     """Record episodes of a policy.
@@ -34,17 +35,20 @@ def collect(
         dither: standard deviation of Gaussian noise added to the action, in the action's raw unit, before clipping.
         seed: of start states and dither; every episode has its own.
         max_steps: truncate episodes after this many steps, besides the environment's own limit.
+        acting: who drives while the expert labels; by default the expert itself.
         progress: called with the number of finished episodes after each.
 
     Raises:
         UserError: the policy answers with something that is not finite.
     """
-    return [_episode(env, policy, dither, seed, e, max_steps, progress) for e in range(episodes)]
+    acting = acting or policy
+    return [_episode(env, policy, acting, dither, seed, e, max_steps, progress) for e in range(episodes)]
 
 
 def _episode(
     env: gymnasium.Env[Any, Any],
     policy: Policy,
+    acting: Policy,
     dither: float,
     seed: int,
     episode: int,
@@ -61,7 +65,10 @@ def _episode(
         label = np.asarray(policy.predict(observations[-1], deterministic=True)[0], dtype=np.float64)
         if not np.isfinite(label).all():
             raise UserError(f"the expert answered {label} to the observation {observations[-1]}")
-        action = np.clip(label + dither * noise.standard_normal(label.shape), space.low, space.high)
+        driven = label
+        if acting is not policy:
+            driven = np.asarray(acting.predict(observations[-1], deterministic=True)[0], dtype=np.float64)
+        action = np.clip(driven + dither * noise.standard_normal(label.shape), space.low, space.high)
         observation, reward, terminated, truncated, _ = env.step(action.astype(space.dtype))
         observations.append(np.asarray(observation, dtype=np.float64))
         actions.append(action.astype(space.dtype).astype(np.float64))

@@ -81,7 +81,8 @@ def test_callbacks_can_stop_training(demos: Demonstrations) -> None:
 
 def test_one_update_is_one_adam_step_on_the_relative_loss(demos: Demonstrations) -> None:
     model, twin = agent(demos), agent(demos)
-    x, u = twin._batch(0)
+    chosen = twin._batch(0)
+    x, u = twin._train[0][chosen], twin._train[1][chosen]
     loss = ((twin.policy(x) - u) ** 2).mean() / 2 / (twin._train[1] ** 2).mean()
     gradients = torch.autograd.grad(loss, list(twin.policy.parameters()))
     assert model.train(1e-3) == pytest.approx(loss.item(), rel=1e-6)
@@ -95,8 +96,8 @@ def test_batches_of_an_epoch_are_a_permutation(demos: Demonstrations) -> None:
     model = agent(demos)
     x, _ = model._train
     per_epoch = len(x) // 64
-    seen = torch.cat([model._batch(k)[0] for k in range(per_epoch)])
-    assert len(torch.unique(seen, dim=0)) == 64 * per_epoch
+    seen = torch.cat([model._batch(k) for k in range(per_epoch)])
+    assert len(torch.unique(seen)) == 64 * per_epoch
 
 
 def test_validation_episodes_are_kept_apart(demos: Demonstrations) -> None:
@@ -113,8 +114,62 @@ def test_wrong_sizes_and_missing_demonstrations(demos: Demonstrations) -> None:
         BC("BCPolicy", gymnasium.make(DI)).learn(3)
     with pytest.raises(ValueError, match="positive"):
         BCSettings(lip=-1.0)
-    with pytest.raises(ValueError, match="null exactly"):
+    with pytest.raises(ValueError, match="null only"):
         BCSettings(lip=None)
+    with pytest.raises(ValueError, match="target_loss"):
+        BCSettings(target_loss=-1.0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        BCSettings(dagger_rounds=-1)
+    with pytest.raises(UserError, match="differentiable"):
+        agent(demos, jacobian_weight=1.0)
+
+
+EXPERT = linear_policy(GAIN, np.array([-1e3]), np.array([1e3]))
+
+
+def test_jacobians_of_policy_and_plain_network_agree(demos: Demonstrations) -> None:
+    model = agent(demos).learn(20)
+    x = np.random.default_rng(2).normal(size=(7, 2))
+    expected = model.policy.to_plain().without_limits().jacobian(x)
+    assert np.allclose(model.policy.jacobian(torch.from_numpy(x)).detach().numpy(), expected, atol=1e-5)
+
+
+def test_matching_jacobians_adds_their_relative_mismatch_to_the_gradient(demos: Demonstrations) -> None:
+    settings = BCSettings(hidden=(8, 8), batch_size=64, jacobian_weight=0.7)
+    model, twin = (build(settings, gymnasium.make(DI), demos, EXPERT) for _ in range(2))
+    chosen = twin._batch(0)
+    x, u = twin._train[0][chosen], twin._train[1][chosen]
+    square = (twin._train[1] ** 2).mean()
+    mismatch = twin.policy.jacobian(x)[:, 0] + torch.from_numpy(GAIN).float()
+    scale = float(twin.policy.observation_scale)
+    loss = ((twin.policy(x) - u) ** 2).mean() / 2 / square + 0.7 * scale**2 * (mismatch**2).sum(1).mean() / 2 / square
+    gradients = torch.autograd.grad(loss, list(twin.policy.parameters()), allow_unused=True)
+    model.train(1e-3)
+    for p, gradient in zip(model.policy.parameters(), gradients, strict=True):
+        if gradient is not None:
+            assert p.grad is not None and torch.allclose(p.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_the_smallest_bound_for_a_loss_margin_from_above_and_from_below(demos: Demonstrations) -> None:
+    """Both come to the same bound, with the loss at its margin. It is below the expert's gain, which has no loss."""
+    bounds = []
+    for start in (0.3, 5.0):
+        settings = BCSettings(lip=start, target_loss=1e-3, hidden=(32, 32))
+        model = build(settings, gymnasium.make(DI), demos).learn(2000)
+        assert model.history[-1]["train/loss"] == pytest.approx(1e-3, rel=0.1)
+        bounds.append(model.history[-1]["train/bound"])
+        net = model.policy.to_plain()
+        assert certify(net).upper.bound == pytest.approx(bounds[-1], rel=1e-3)
+    assert bounds[0] == pytest.approx(bounds[1], rel=0.02) and 1.3 < bounds[0] < 1.6505
+
+
+@pytest.mark.slow
+def test_a_constraint_on_an_ordinary_network_holds_at_the_data_and_not_everywhere(demos: Demonstrations) -> None:
+    settings = BCSettings(lip=1.2, family="unconstrained", hidden=(32, 32))
+    net = build(settings, gymnasium.make(DI), demos).learn(2000).policy.to_plain().without_limits()
+    at_data = np.linalg.norm(net.jacobian(demos.pairs()[0]), 2, axis=(1, 2)).max()
+    assert at_data == pytest.approx(1.2, rel=0.02) and certify(net).upper.bound > 1.3
 
 
 @pytest.mark.slow

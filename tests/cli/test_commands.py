@@ -276,6 +276,43 @@ def test_interrupt_inside_an_update_waits_for_its_end(
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_dagger_rounds_are_resumed_exactly(
+    made: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the second of three parts, when the first round's data are in the run folder."""
+    arguments = [
+        "train",
+        "bc",
+        "--demos",
+        str(made / "d.npz"),
+        *SMALL,
+        "--dagger-rounds",
+        "2",
+        "--dagger-episodes",
+        "1",
+    ]
+    status, _, err = run(*arguments)
+    assert status == 2 and "--expert" in err
+    arguments += ["--expert", "lqr", "--jacobian-weight", "0.1"]
+    assert run(*arguments, "--out", str(tmp_path / "whole"))[0] == 0
+    step, calls = torch.optim.Adam.step, 0
+
+    def stepped(self: torch.optim.Adam, closure: None = None) -> None:
+        nonlocal calls
+        step(self, closure)
+        calls += 1
+        if calls == 20:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", stepped)
+        assert run(*arguments, "--out", str(tmp_path / "cut"))[0] == 130
+    assert run("train", "bc", "--resume", str(tmp_path / "cut"))[0] == 0
+    for name in ("metrics.csv", "policy.npz", "demos.npz"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len(Demonstrations.load(tmp_path / "cut" / "demos.npz").lengths) == 5
+
+
 def test_second_interrupt_stops_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupted:
         signal.raise_signal(signal.SIGTERM)
