@@ -1,6 +1,9 @@
 """`lipctrl export`: what is written is the certified network; nothing is written without a proof."""
 
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,3 +109,30 @@ def test_bad_arguments_and_existing_exports(certified: Path, tmp_path: Path, run
     (tmp_path / "file").write_text("")
     status, _, error = run("export", certified, "--out", tmp_path / "file" / "deeper")
     assert status == 2 and "cannot create" in error
+
+
+def snippets(language: str) -> list[str]:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_the_documented_program_prints_the_actions(certified: Path, tmp_path: Path, run: Run) -> None:
+    (program,) = snippets("c")
+    (tmp_path / "main.c").write_text(program)
+    assert run("export", certified, "--format", "c", "--out", tmp_path / "deploy")[0] == 0
+    source = [str(tmp_path / "main.c"), str(tmp_path / "deploy" / "policy.c")]
+    subprocess.run(
+        ["cc", "-std=c99", "-O3", "-Wall", "-Werror", *source, "-o", str(tmp_path / "a.out"), "-lm"], check=True
+    )
+    out = subprocess.run([str(tmp_path / "a.out")], capture_output=True, text=True, check=True).stdout
+    expected = network()(np.array([0.1, -0.2, 0.3]))
+    np.testing.assert_allclose([float(word) for word in out.split()], expected, rtol=1e-12)
+
+
+def test_the_documented_python_runs() -> None:
+    (program,) = snippets("python")
+    names: dict[str, ca.Function] = {}
+    exec(program, names)
+    shapes = {name: names[name].size_out(0) for name in ("policy", "stages", "critic", "step", "horizon")}
+    assert shapes == {"policy": (2, 1), "stages": (2, 20), "critic": (1, 1), "step": (16, 1), "horizon": (16, 10)}
