@@ -23,6 +23,7 @@ COMMANDS = {
     "certify": ("lipctrl.cli.certify", "proved bound and witnessed lower bound of a network; check a certificate"),
     "export": ("lipctrl.cli.export", "a certified policy as C, ONNX, CasADi or numpy file, with its certificate"),
     "evaluate": ("lipctrl.cli.evaluate", "closed loops under attack over a grid of radii, with a report"),
+    "sweep": ("lipctrl.cli.sweep", "clone under many Lipschitz bounds, attack every clone, choose the bound"),
     "mpc": ("lipctrl.cli.mpc", "model predictive control of a plant in closed loop"),
     "list": ("lipctrl.cli.list", "environments, agents, attacks, families, presets"),
 }

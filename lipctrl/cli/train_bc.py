@@ -130,7 +130,7 @@ def main(arguments: Sequence[str]) -> None:
     agent = prepare(settings, demos, expert)
     run = Run.create(settings.out, f"bc-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
     run.record["demos_sha256"] = demos.sha256()
-    _finish(run, agent, settings, demos, expert)
+    finish(run, agent, settings, demos, expert)
 
 
 def resume(path: Path) -> None:
@@ -151,18 +151,30 @@ def resume(path: Path) -> None:
         demos = Demonstrations.load(path / "demos.npz")
     expert = _expert(settings)
     agent = load(run.checked("model.zip"), make_env(settings.env), demos, expert, device=settings.device)
-    _finish(run, agent, settings, demos, expert)
+    finish(run, agent, settings, demos, expert)
 
 
-def _finish(run: Run, agent: BC, settings: TrainSettings, demos: Demonstrations, expert: Policy | None) -> None:
+def finish(
+    run: Run,
+    agent: BC,
+    settings: TrainSettings,
+    demos: Demonstrations,
+    expert: Policy | None,
+    *,
+    quiet: bool = False,
+) -> None:
+    """Train to the end and close the run, or mark it interrupted; print a line unless `quiet`."""
     try:
         train(agent, settings, demos, run.path, expert)
     except KeyboardInterrupt:
         run.finish("interrupted")  # with the last checkpoint: what is in memory may be half an update
-        print(f"interrupted after {agent.num_timesteps} updates; go on with: lipctrl train bc --resume {run.path}")
+        if not quiet:
+            print(f"interrupted after {agent.num_timesteps} updates; go on with: lipctrl train bc --resume {run.path}")
         raise
     last = agent.history[-1]
     run.finish(results=last)
+    if quiet:
+        return
     bound = f", bound {last['train/bound']:.5g}" if "train/bound" in last else ""
     print(
         f"{run.path}: validation loss {last['validation/loss']:.3e} (relative), worst residual "

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 
@@ -42,6 +42,24 @@ def return_curves(table: Sequence[Row], radius_label: str) -> str:
         low, high = np.subtract(mean, std), np.add(mean, std)
         axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
     axes.set_xlabel(f"attack radius [{radius_label}]")
+    axes.set_ylabel("return (mean over episodes)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _svg(figure)
+
+
+def sweep_curves(table: Sequence[Row], lips: Mapping[str, float], slope: float, chosen: float) -> str:
+    """Mean return against the Lipschitz bound of each policy, one line per radius, band from worst to best training."""
+    figure = Figure(figsize=(6.4, 4.0))
+    axes = figure.subplots()
+    bounds = sorted(set(lips.values()))
+    for k, radius in enumerate(sorted({row.radius for row in table})):
+        returns = [[row.mean for row in table if row.radius == radius and lips[row.policy] == lip] for lip in bounds]
+        axes.plot(bounds, [np.mean(r) for r in returns], "-o", ms=3, color=f"C{k}", label=f"radius {radius:g}")
+        axes.fill_between(bounds, [min(r) for r in returns], [max(r) for r in returns], color=f"C{k}", alpha=0.15, lw=0)
+    axes.axvline(slope, color="0.3", ls=":", lw=1)
+    axes.axvline(chosen, color="0.3", ls="--", lw=1)
+    axes.set_xlabel("Lipschitz bound of the policy")
     axes.set_ylabel("return (mean over episodes)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -1,0 +1,207 @@
+"""`lipctrl sweep`: clone one expert under many Lipschitz bounds, attack every clone, and say which bound to take."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lipctrl.agents.bc import BCSettings
+from lipctrl.attacks import ATTACKS
+from lipctrl.attacks.threat import Threat
+from lipctrl.cli.evaluate import contender, provenance, show
+from lipctrl.cli.experts import make_env, signal_names
+from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate
+from lipctrl.cli.train_bc import TrainSettings, finish, prepare
+from lipctrl.config import parse, read_config, updated
+from lipctrl.demos.cover import Slope, expert_slope
+from lipctrl.demos.demonstrations import Demonstrations
+from lipctrl.evaluation.plots import sweep_curves
+from lipctrl.evaluation.report import Figure, write
+from lipctrl.evaluation.summary import Row
+from lipctrl.files import UserError, nearest, write_text
+from lipctrl.nn.plain import PlainNet
+from lipctrl.runs import Run
+
+
+@dataclass(frozen=True)
+class SweepSettings(BCSettings):
+    """Settings of `lipctrl sweep`; those of the cloning are `lipctrl train bc`'s, `lip` excepted."""
+
+    lips: tuple[float, ...] = ()
+    """Lipschitz bounds; none: 0.5, 0.7, 0.85, 1, 1.2, 1.5 and 2 times the steepest slope in the data."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds: one training per bound and seed. Intervals over trainings need at least 5."""
+    threat: str = "observation:l2:raw"
+    """As in `lipctrl evaluate`."""
+    radii: tuple[float, ...] = (0.0, 0.05, 0.1)
+    """Radii of the attack, in the threat's units."""
+    attack: str = "mad"
+    """Attack, see `lipctrl list`."""
+    episodes: int = 10
+    """Episodes per policy and radius, with the same seeds for all."""
+    out: str | None = None
+    """Run folder; by default the first free runs/sweep-<environment>-<k>."""
+    resume: str | None = None
+    """Run folder of an interrupted sweep; finished trainings are kept, all other settings are read from it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attack not in ATTACKS or self.attack == "none":
+            raise ValueError(str(nearest(self.attack, [name for name in ATTACKS if name != "none"], "attack")))
+        if not all(np.isfinite(lip) and lip > 0 for lip in self.lips):
+            raise ValueError(f"lips must be positive and finite, found {self.lips}")
+        if not self.seeds or min(self.seeds) < 0 or self.episodes < 1:
+            raise ValueError("a sweep needs seeds that are not negative and at least one episode")
+        if not self.radii or not all(np.isfinite(r) and r >= 0 for r in self.radii):
+            raise ValueError(f"radii must be finite and not negative, found {self.radii}")
+        if self.dagger_rounds or self.jacobian_weight or self.target_loss is not None:
+            raise ValueError("a sweep clones from data alone: no dagger_rounds, jacobian_weight or target_loss")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training of a sweep."""
+
+    lip: float
+    seed: int
+    net: PlainNet
+    residual: float
+
+
+TIE = 0.02  # returns closer than this, relative to the best, do not decide between bounds
+MULTIPLES = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
+
+
+def bounds_of(settings: SweepSettings, slope: Slope) -> tuple[float, ...]:
+    """The bounds to sweep, ascending."""
+    found = settings.lips or tuple(float(f"{factor * slope.value:.4g}") for factor in MULTIPLES)
+    return tuple(sorted(set(found)))
+
+
+def train_all(settings: SweepSettings, lips: Sequence[float], demos: Demonstrations, folder: Path) -> list[Trained]:
+    """Train every bound and seed into its own run folder; what is finished is read back."""
+    trained = []
+    for lip in lips:
+        for seed in settings.seeds:
+            own = {name: getattr(settings, name) for name in BCSettings.__dataclass_fields__}
+            cloning = TrainSettings(**(own | {"lip": lip, "seed": seed, "out": str(folder / f"lip-{lip:g}-s{seed}")}))
+            assert cloning.out is not None
+            path = Path(cloning.out)
+            if not _finished(path):
+                _remove(path)
+                run = Run.create(cloning.out, "", cloning, seed=seed)
+                finish(run, prepare(cloning, demos), cloning, demos, None, quiet=True)
+            run = Run.open(path)
+            net = PlainNet.load(run.checked("policy.npz"))
+            trained.append(Trained(lip, seed, net, run.record["results"]["train/worst_residual"]))
+    return trained
+
+
+def _finished(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / "run.json").read_text())["status"] == "finished")
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a training that was interrupted: only files that a training writes."""
+    for name in ("model.zip", "policy.npz", "metrics.csv", "settings.yaml", "run.json"):
+        (path / name).unlink(missing_ok=True)
+    if path.is_dir():
+        path.rmdir()
+
+
+def _name(trained: Trained, seeds: int) -> str:
+    return f"bound {trained.lip:g}" + (f", seed {trained.seed}" if seeds > 1 else "")
+
+
+def choose(table: Sequence[Row], trained: Mapping[str, Trained], attack: str) -> tuple[float, str]:
+    """The smallest bound whose attacked return, over radii and trainings, is within 2 % of the best, and why."""
+    means = {
+        lip: float(np.mean([row.mean for row in table if row.attack == attack and trained[row.policy].lip == lip]))
+        for lip in sorted({t.lip for t in trained.values()})
+    }
+    best = max(means.values())
+    chosen = min(lip for lip, mean in means.items() if mean >= best - TIE * abs(best))
+    ranked = ", ".join(f"{lip:g}: {mean:.5g}" for lip, mean in means.items())
+    return chosen, (
+        f"Chosen bound {chosen:g}: the smallest whose mean return under {attack} over all radii is within "
+        f"{TIE:.0%} of the best ({ranked})."
+    )
+
+
+def summary_csv(table: Sequence[Row], trained: Mapping[str, Trained], contenders: Sequence[Contender]) -> str:
+    """One row per training: what was asked for, what is proved, how well it fits, what it returns."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    radii = sorted({row.radius for row in table if row.attack != "none"})
+    writer.writerow(["lip", "seed", "proved", "witness", "worst_residual", *(f"return_at_{r:g}" for r in radii)])
+    for c in contenders:
+        own = {row.radius: row.mean for row in table if row.policy == c.name and row.attack != "none"}
+        t = trained[c.name]
+        row = [t.lip, t.seed, c.bracket.upper.bound, c.bracket.lower.bound, t.residual, *(own[r] for r in radii)]
+        writer.writerow([repr(value) for value in row])
+    return buffer.getvalue()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    settings = parse(
+        SweepSettings(),
+        group="sweep",
+        prog="lipctrl sweep",
+        description="Clone an expert under many Lipschitz bounds, attack every clone, write one table, one figure and "
+        "a report that says which bound to take.",
+        args=arguments,
+    )
+    if settings.resume is not None:
+        run = Run.open(Path(settings.resume))
+        data, source = read_config(str(run.path / "settings.yaml"), "sweep")
+        settings = updated(SweepSettings(), data, source)
+    if not settings.demos:
+        raise UserError("a sweep needs demonstrations: --demos FILE (record some with `lipctrl demos collect`)")
+    demos = Demonstrations.load(Path(settings.demos))
+    if settings.resume is None:
+        prepare(replace(settings, lip=1.0), demos)  # refuses data that do not fit before anything is written
+        run = Run.create(settings.out, f"sweep-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
+    try:
+        _sweep(settings, demos, run)
+    except KeyboardInterrupt:
+        run.finish("interrupted")
+        print(f"interrupted; go on with: lipctrl sweep --resume {run.path}")
+        raise
+
+
+def _sweep(settings: SweepSettings, demos: Demonstrations, run: Run) -> None:
+    slope = expert_slope(*demos.pairs())
+    trained = train_all(settings, bounds_of(settings, slope), demos, run.path)
+    env = make_env(settings.env)
+    names = signal_names(env)
+    by_name = {_name(t, len(settings.seeds)): t for t in trained}
+    contenders = [contender(name, t.net, env_names=names) for name, t in by_name.items()]
+    threat = Threat.parse(settings.threat, deviation_of(trained[0].net, env), names[0])
+    plan = Plan(settings.env, threat, settings.radii, (settings.attack,), settings.episodes, settings.seed)
+    facts: dict[str, Any] = {
+        "steepest slope in the data": f"{slope.value:.6g} (witness: a bound below it cannot fit the data)",
+        "trainings per bound": len(settings.seeds),
+        "demonstrations": f"{settings.demos}, sha256 {demos.sha256()[:12]}",
+    }
+    section = evaluate(plan, contenders, expert=None, animate=False, facts=facts)
+    best, sentence = choose(section.table, by_name, settings.attack)
+    curve = sweep_curves(section.table, {name: t.lip for name, t in by_name.items()}, slope.value, best)
+    caption = "Return against the Lipschitz bound, one line per radius; the band spans the trainings. "
+    caption += "Dotted: the steepest slope in the data. Dashed: the chosen bound."
+    section = replace(
+        section, verdicts=[sentence, *section.verdicts], figures=[Figure(caption, curve), *section.figures]
+    )
+    write_text(run.path / "sweep.csv", summary_csv(section.table, by_name, contenders))
+    page = write(run.path, f"lipctrl sweep, {settings.env}", [section], provenance(settings.seed))
+    run.finish(chosen=best, steepest_slope=slope.value)
+    show(section)
+    print(f"report: {page}; the chosen policy: {run.path / f'lip-{best:g}-s{settings.seeds[0]}'}")

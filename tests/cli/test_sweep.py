@@ -1,0 +1,67 @@
+"""`lipctrl sweep`: table and report, resumed sweeps, the choice, bad input."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lipctrl.cli.sweep import SweepSettings, Trained, bounds_of, choose
+from lipctrl.demos.cover import Slope
+from lipctrl.evaluation.summary import Row
+from lipctrl.nn.plain import PlainNet
+
+Run = Callable[..., tuple[int, str, str]]
+DI = "lipctrl/DoubleIntegrator-v0"
+TINY = ["--hidden", "8", "--updates", "300", "--episodes", "2", "--radii", "0", "0.1", "--lips", "0.8", "1.7"]
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from lipctrl.cli.main import main
+
+    path = tmp_path_factory.mktemp("sweep") / "d.npz"
+    assert main(["demos", "collect", "--env", DI, "--episodes", "3", "--max-steps", "20", "--out", str(path)]) == 0
+    return path
+
+
+def test_a_sweep_and_its_resumption_give_the_same_table(demos: Path, tmp_path: Path, run: Run) -> None:
+    arguments = ["sweep", "--demos", str(demos), *TINY, "--seeds", "0", "1", "--out", str(tmp_path / "s")]
+    status, out, _ = run(*arguments)
+    assert status == 0 and "Chosen bound" in out and (tmp_path / "s" / "report.html").exists()
+    rows = list(csv.DictReader((tmp_path / "s" / "sweep.csv").read_text().splitlines()))
+    assert [(row["lip"], row["seed"]) for row in rows] == [("0.8", "0"), ("0.8", "1"), ("1.7", "0"), ("1.7", "1")]
+    for row in rows:
+        assert float(row["witness"]) <= float(row["proved"]) <= float(row["lip"]) * (1 + 1e-5)
+        assert float(row["return_at_0.1"]) < float(row["return_at_0"])
+    before, kept = (tmp_path / "s" / "sweep.csv").read_bytes(), (tmp_path / "s" / "lip-0.8-s0" / "run.json")
+    stamp = kept.stat().st_mtime_ns
+    record = tmp_path / "s" / "lip-1.7-s1" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "interrupted"}))
+    assert run("sweep", "--resume", str(tmp_path / "s"))[0] == 0
+    assert (tmp_path / "s" / "sweep.csv").read_bytes() == before and kept.stat().st_mtime_ns == stamp
+
+
+def row(policy: str, mean: float, radius: float) -> Row:
+    return Row(policy, "mad", radius, 2, mean, 0.0, mean, 10.0, 0, 0.0, 1.0, 0.0, 0.0, 0, 0)
+
+
+def test_the_choice_is_the_smallest_bound_that_is_as_good_as_the_best() -> None:
+    net = PlainNet.mlp([[[1.0]]], [[0.0]], "relu")
+    trained = {f"b{lip}": Trained(lip, 0, net, 0.0) for lip in (1.0, 2.0, 3.0)}
+    table = [row("b1.0", -9.0, 0.1), row("b2.0", -5.05, 0.1), row("b3.0", -5.0, 0.1)]
+    assert choose(table, trained, "mad")[0] == 2.0
+    assert bounds_of(SweepSettings(), Slope(2.0, (0, 1))) == (1.0, 1.4, 1.7, 2.0, 2.4, 3.0, 4.0)
+
+
+def test_bad_input(demos: Path, run: Run) -> None:
+    assert "--demos FILE" in run("sweep")[2]
+    status, _, err = run("sweep", "--demos", str(demos), "--env", "InvertedPendulum-v5")
+    assert status == 2 and "recorded in" in err
+    with pytest.raises(ValueError, match="attack"):
+        SweepSettings(attack="none")
+    with pytest.raises(ValueError, match="data alone"):
+        SweepSettings(dagger_rounds=1)
+    with pytest.raises(ValueError, match="lips"):
+        SweepSettings(lips=(-1.0,))
