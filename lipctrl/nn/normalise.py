@@ -30,7 +30,7 @@ def deployed(
     """
     if not ((scale > 0).all() and (output_scale > 0).all()):
         raise UserError(f"scales must be positive; found {scale} for the input, {output_scale} for the output")
-    if net.low is not None:
+    if net.low is not None or net.high is not None:
         raise UserError("the network already has output limits; expected one without")
     rows = [dict(row) for row in net.blocks]
     biases = [bias.copy() for bias in net.biases]

@@ -202,13 +202,11 @@ def write_onnx(net: PlainNet, path: Path) -> None:
             extra = {"alpha": a.parameter} if a.name in ("elu", "leaky_relu") else {}
             nodes.append(helper.make_node(names[a.name], [current], [f"a{k}"], **extra))
             current = f"a{k}"
-    if net.low is not None and net.high is not None:  # Clip takes scalars only
-        constants += [tensor(net.low, "low"), tensor(net.high, "high")]
-        nodes += [
-            helper.make_node("Max", [current, "low"], ["above"]),
-            helper.make_node("Min", ["above", "high"], ["u"]),
-        ]
-        current = "u"
+    for kind, name, limit in (("Max", "low", net.low), ("Min", "high", net.high)):  # Clip takes scalars only
+        if limit is not None:
+            constants.append(tensor(np.asarray(limit, np.float64), name))
+            nodes.append(helper.make_node(kind, [current, name], [f"{name}_limited"]))
+            current = f"{name}_limited"
     nodes.append(helper.make_node("Identity", [current], ["action"]))
     double = onnx.TensorProto.DOUBLE
     graph = helper.make_graph(

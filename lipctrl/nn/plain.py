@@ -71,6 +71,11 @@ class PlainNet:
         for k, activation in enumerate(self.activations, start=1):
             if widths[k] % activation.group_size:
                 raise UserError(f"layer {k} of width {widths[k]} does not split into groups of {activation.group_size}")
+        for limit in (self.low, self.high):
+            if limit is not None and (np.shape(limit) != (self.output_size,) or np.isnan(limit).any()):
+                raise UserError(f"a limit needs shape ({self.output_size},) and numbers, found {limit}")
+        if self.low is not None and self.high is not None and not np.less_equal(self.low, self.high).all():
+            raise UserError(f"the limits need low <= high, found {self.low} and {self.high}")
 
     @staticmethod
     def mlp(
@@ -122,7 +127,7 @@ class PlainNet:
     def __call__(self, x: ArrayLike) -> Array:
         """Outputs (..., m) for inputs (..., n_0), in raw units, float64."""
         y = self.preactivations(x)[-1]
-        return y if self.low is None else np.clip(y, self.low, self.high)
+        return y if self.low is None and self.high is None else np.clip(y, self.low, self.high)
 
     def jacobian(self, x: ArrayLike, *, clipped: bool = True) -> Array:
         """Jacobian (..., m, n_0) at x; at a kink, that of the one-sided derivative the activation declares.
@@ -138,10 +143,12 @@ class PlainNet:
                 d = self.activations[k].derivative(zs[k])
                 part = d[..., None] * part if self.activations[k].is_scalar else d @ part
             parts.append(part)
-        if clipped and self.low is not None and self.high is not None:
-            inside = (zs[-1] >= self.low) & (zs[-1] <= self.high)
-            return np.asarray(inside[..., None] * parts[-1])
-        return np.asarray(parts[-1])
+        inside = np.ones_like(zs[-1], dtype=np.bool_)
+        if clipped and self.low is not None:
+            inside &= zs[-1] >= self.low
+        if clipped and self.high is not None:
+            inside &= zs[-1] <= self.high
+        return np.asarray(inside[..., None] * parts[-1])
 
     def without_limits(self) -> "PlainNet":
         """The same network without clipping at the end."""

@@ -37,6 +37,15 @@ def test_written_files_run_elsewhere_and_read_back(activation: str, tmp_path: Pa
     assert np.allclose(session.run(None, {"observation": X})[0], plain(X), atol=1e-6)
 
 
+@pytest.mark.parametrize("side", ["low", "high"])
+def test_one_sided_limits_are_written(side: str, tmp_path: Path) -> None:
+    plain = replace(net("tanh", limits=False), **{side: np.array([0.1, -0.2])})
+    write_onnx(plain, tmp_path / "n.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "n.onnx"))
+    assert np.allclose(session.run(None, {"observation": X})[0], plain(X), atol=1e-12)
+    assert np.allclose(read_onnx(tmp_path / "n.onnx")(X), plain(X), atol=1e-12)
+
+
 def model(nodes: list[object], constants: dict[str, np.ndarray], path: Path) -> Path:
     helper = onnx.helper
     graph = helper.make_graph(

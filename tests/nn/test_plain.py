@@ -71,6 +71,27 @@ def test_clipped_outputs_have_zero_rows() -> None:
     assert (j[1] == 0).all() and (j[0] != 0).any() and (net.jacobian(np.zeros(3), clipped=False)[1] != 0).any()
 
 
+def test_one_sided_limits_act_on_values_and_jacobians() -> None:
+    identity, x = PlainNet(({0: np.eye(2)},), (np.zeros(2),), ()), np.array([-3.0, 3.0])
+    floor, ceiling = replace(identity, low=np.zeros(2)), replace(identity, high=np.zeros(2))
+    assert floor(x).tolist() == [0, 3] and ceiling(x).tolist() == [-3, 0]
+    assert np.diag(floor.jacobian(x)).tolist() == [0, 1] and np.diag(ceiling.jacobian(x)).tolist() == [1, 0]
+    assert np.diag(floor.jacobian(x, clipped=False)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("limits", "match"),
+    [
+        ({"low": np.zeros(3)}, r"shape \(2,\)"),
+        ({"high": np.array([1.0, np.nan])}, "numbers"),
+        ({"low": np.ones(2), "high": np.zeros(2)}, "low <= high"),
+    ],
+)
+def test_bad_limits_are_refused(limits: dict[str, np.ndarray], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        replace(mlp(), **limits)
+
+
 @pytest.mark.parametrize("net", [mlp("leaky_relu:0.1"), graph()], ids=["mlp", "graph"])
 def test_file_round_trip(net: PlainNet, tmp_path: Path) -> None:
     net = replace(net, input_scale=np.array([1.0, 2.0, 3.0]), input_names=("a [m]", "b [-]", "c [s]"))
