@@ -82,8 +82,12 @@ def check_solver(solver: str, known: Mapping[str, object], unsafe: Mapping[str, 
         raise UserError(f"unknown solver {solver!r}; known: {', '.join(known)}")
 
 
-def solve_programme(solver: ca.Function, programme: Programme, x: ArrayLike, guess: Trajectory | None) -> Solution:
+def solve_programme(
+    solver: ca.Function, programme: Programme, x: ArrayLike, guess: Trajectory | None, extra: ArrayLike = ()
+) -> Solution:
     """Call a solver of `programme` at the measured state x (n,) and judge what comes back.
+
+    `extra` are the entries of the programme's parameter p behind those of the state.
 
     Raises:
         UserError: x or the guess has the wrong shape or is not finite.
@@ -100,7 +104,7 @@ def solve_programme(solver: ca.Function, programme: Programme, x: ArrayLike, gue
             f"a guess needs states ({ocp.horizon + 1}, {n}) and inputs ({ocp.horizon}, {m}), "
             f"found {np.shape(guess[0])} and {np.shape(guess[1])}"
         )
-    p = programme.parameter(state)
+    p = np.append(programme.parameter(state), np.asarray(extra, np.float64))
     limits = {"lbx": programme.lbx, "ubx": programme.ubx, "lbg": programme.lbg, "ubg": programme.ubg}
     found = np.asarray(solver(x0=programme.pack(guess), p=p, **limits)["x"], np.float64).ravel()
     z = np.clip(found, programme.lbx, programme.ubx)  # interior-point solvers widen bounds by about 1e-8
