@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +13,7 @@ from rich.table import Table
 from lipctrl.certify.bracket import Bracket, certify
 from lipctrl.certify.certificate import Box, Certificate
 from lipctrl.certify.jacobian import gains
+from lipctrl.cli.experts import make_env
 from lipctrl.cli.loading import KINDS, load_network
 from lipctrl.cli.progress import CONSOLE
 from lipctrl.config import parse
@@ -46,6 +48,16 @@ class CertifySettings:
     """Method of the upper bound; auto takes the smallest of all that apply."""
     require: float | None = None
     """Exit with status 3 if the proved bound is larger than this."""
+    closed_loop: bool = False
+    """Also print what the bound means in the loop of --plant: stability, tolerable measurement error, regret."""
+    plant: str = "lipctrl/DoubleIntegrator-v0"
+    """Gymnasium id of the environment for --closed-loop; needs an LQR expert and the state as observation."""
+    measurement: float = 0.0
+    """Largest measurement error for --closed-loop, l2, in raw units of the observation."""
+    level: float | None = None
+    """Level of sqrt(x'Px) for --closed-loop; none: where the largest measurement error is tolerated."""
+    start: tuple[float, ...] | None = None
+    """Start state for the regret in --closed-loop."""
     check: str | None = None
     """Check this certificate file against the network instead of computing one."""
     seed: int = 0
@@ -56,6 +68,8 @@ class CertifySettings:
     def __post_init__(self) -> None:
         if self.require is not None and not self.require >= 0:
             raise ValueError(f"require must not be negative, found {self.require}")
+        if not 0 <= self.measurement < float("inf") or (self.level is not None and not self.level > 0):
+            raise ValueError(f"measurement must not be negative and level be positive, found {self.measurement}")
 
 
 def parse_region(text: str, net: PlainNet) -> Box:
@@ -175,6 +189,14 @@ def main(arguments: Sequence[str]) -> None:
     show(str(path), bracket, net)
     if settings.gains and region is not None:
         show_gains(net, region)
+    if settings.closed_loop:
+        from lipctrl.cli.closed_loop import closed_loop, loop_of, show_closed_loop
+
+        start = None if settings.start is None else np.array(settings.start)
+        table = closed_loop(
+            loop_of(make_env(settings.plant)), net, measurement=settings.measurement, level=settings.level, start=start
+        )
+        show_closed_loop(f"in the loop of {settings.plant}", table)
     for k, one in enumerate(bracket.outputs):
         name = net.output_names[k] if net.output_names else f"output {k}"
         print(f"  {name}: [{one.lower.bound:.6g}, {one.upper.bound:.6g}] ({one.upper.method})")
