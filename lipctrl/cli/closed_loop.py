@@ -107,8 +107,10 @@ def level_without_saturation(loop: Loop, net: PlainNet, lip: float, measurement:
     inverse = np.linalg.inv(loop.expert.P)
     widest = math.sqrt(float(np.linalg.eigvalsh(inverse).max()))
     start = np.asarray(net.without_limits()(np.zeros(net.input_size)), np.float64)
+    lower = loop.u_low if net.low is None else np.maximum(loop.u_low, net.low)
+    upper = loop.u_high if net.high is None else np.minimum(loop.u_high, net.high)
     levels = [math.inf]
-    for i, (low, high) in enumerate(zip(loop.u_low, loop.u_high, strict=True)):
+    for i, (low, high) in enumerate(zip(lower, upper, strict=True)):
         room = min(high - start[i], start[i] - low)
         levels.append((room / lip - measurement) / widest if lip > 0 else math.inf)
         row = loop.expert.K[i]
