@@ -5,6 +5,7 @@ that structure-exploiting solvers recognise. The model stays one SX function tha
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import casadi as ca
 import numpy as np
@@ -98,9 +99,12 @@ class _Stacks:
 
 def _scaled_model(update: ca.Function, ocp: OCP) -> ca.Function:
     """(x, u) -> x+ in deviations from the reference divided by the scales, without disturbance."""
-    x, u = ca.SX.sym("x", len(ocp.x_ref)), ca.SX.sym("u", len(ocp.u_ref))
+    # a network stays in MX: expanded to scalars its derivatives take three times as long
+    symbol = ca.SX.sym if update.is_a("SXFunction") else ca.MX.sym
+    inputs: list[Any] = [symbol("x", len(ocp.x_ref)), symbol("u", len(ocp.u_ref))]
+    x, u = inputs
     after = update(ocp.x_ref + ocp.x_scale * x, ocp.u_ref + ocp.u_scale * u, ca.DM.zeros(update.size1_in(2)))
-    return ca.Function("model", [x, u], [(after - ocp.x_ref) / ocp.x_scale])
+    return ca.Function("model", inputs, [(after - ocp.x_ref) / ocp.x_scale])
 
 
 def _symbols(ocp: OCP) -> tuple[_Stacks, list[ca.MX], list[ca.MX], list[ca.MX]]:
@@ -124,7 +128,7 @@ def transcribe(update: ca.Function, ocp: OCP) -> Programme:
     """The nonlinear programme of an OCP over x+ = update(x, u, 0).
 
     Args:
-        update: SX function (x, u, w) -> x+, as `Plant.update`.
+        update: function (x, u, w) -> x+, as `Plant.update`, in SX; in MX if there is a network inside.
         ocp: the problem, with n and m of the model.
 
     Raises:
