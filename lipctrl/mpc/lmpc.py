@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 USABLE = [name for name in SOLVERS if name != "fatrop"]  # rows that join a stage with x_0 break its structure
 
 
-def _state_positions(programme: Programme) -> NDArray[np.int64]:
+def state_positions(programme: Programme) -> NDArray[np.int64]:
     """Where the entries of x_0..x_N are among the variables z, shape (N+1, n)."""
     states, _ = programme.unpack(np.arange(len(programme.lbx), dtype=np.float64))
     return np.rint((states - programme.ocp.x_ref) / programme.ocp.x_scale).astype(np.int64)
@@ -43,7 +43,7 @@ def contractive(programme: Programme, lyapunov: Array, *, decay: float, small: f
     ocp, nlp = programme.ocp, programme.nlp
     matrix = ca.DM(ocp.x_scale[:, None] * lyapunov * ocp.x_scale / small)
     limit = ca.fmax(decay * ca.bilin(matrix, nlp["p"], nlp["p"]), 1)
-    states = [nlp["x"][[int(i) for i in row]] for row in _state_positions(programme)[1:]]
+    states = [nlp["x"][[int(i) for i in row]] for row in state_positions(programme)[1:]]
     g = ca.vertcat(nlp["g"], *(ca.bilin(matrix, x, x) - limit for x in states))
     return replace(
         programme,
