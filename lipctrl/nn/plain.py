@@ -118,7 +118,8 @@ class PlainNet:
         """z_1..z_l and the output before clipping, each (..., n_k), for inputs of shape (..., n_0)."""
         values, result = [np.asarray(x, dtype=np.float64)], []
         for k, row in enumerate(self.blocks):
-            z = sum((values[j] @ block.T for j, block in row.items()), np.zeros(1)) + self.biases[k]
+            terms = [values[j] @ block.T for j, block in row.items()]
+            z = sum(terms[1:], terms[0]) + self.biases[k]
             result.append(z)
             if k < len(self.activations):
                 values.append(self.activations[k](z))

@@ -163,6 +163,16 @@ def test_hidden_state_batches_and_episode_starts() -> None:
         policy.predict(np.zeros((2, 1)), hidden[:1])
 
 
+def test_the_last_plan_is_the_next_start() -> None:
+    policy, x = tank_policy(), TANKS.equilibrium[0] + [4.0, -4.0, 0.5, 0.5]
+    action, hidden = policy.predict(LOWER @ x)
+    after = LOWER @ TANKS.step(x, action)
+    _, (warm,) = policy.predict(after, hidden)
+    cold = policy.solve(warm.estimate, warm.target)
+    assert warm.solution.iterations < cold.iterations
+    np.testing.assert_allclose(warm.solution.inputs[0], cold.inputs[0], atol=1e-6)
+
+
 def test_refusals() -> None:
     policy = integrator_policy(1.0)
     with pytest.raises(UserError, match="no terminal set"):
