@@ -13,8 +13,9 @@ import numpy as np
 from lipctrl.agents.bc import BCSettings
 from lipctrl.attacks import ATTACKS
 from lipctrl.attacks.threat import Threat
+from lipctrl.cli.closed_loop import closed_loop, loop_of
 from lipctrl.cli.evaluate import contender, provenance, show
-from lipctrl.cli.experts import make_env, signal_names
+from lipctrl.cli.experts import Env, make_env, signal_names
 from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate
 from lipctrl.cli.train_bc import TrainSettings, finish, prepare
 from lipctrl.config import parse, read_config, updated
@@ -136,17 +137,37 @@ def choose(table: Sequence[Row], trained: Mapping[str, Trained], attack: str) ->
     )
 
 
-def summary_csv(table: Sequence[Row], trained: Mapping[str, Trained], contenders: Sequence[Contender]) -> str:
+def tolerated(env: Env, trained: Mapping[str, Trained]) -> dict[str, float]:
+    """The largest measurement error that each loop is proved to tolerate, 0 for none; empty without an LQR expert."""
+    try:
+        loop = loop_of(env)
+    except UserError:
+        return {}
+    found = {}
+    for name, t in trained.items():
+        rows = {row.quantity: row.value for row in closed_loop(loop, t.net, measurement=0.0).rows}
+        found[name] = rows["largest measurement error"] or 0.0
+    return found
+
+
+def summary_csv(
+    table: Sequence[Row],
+    trained: Mapping[str, Trained],
+    contenders: Sequence[Contender],
+    tolerances: Mapping[str, float],
+) -> str:
     """One row per training: what was asked for, what is proved, how well it fits, what it returns."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     radii = sorted({row.radius for row in table if row.attack != "none"})
-    writer.writerow(["lip", "seed", "proved", "witness", "worst_residual", *(f"return_at_{r:g}" for r in radii)])
+    fixed = ["lip", "seed", "proved", "witness", "worst_residual", "tolerated_measurement_error"]
+    writer.writerow([*fixed, *(f"return_at_{r:g}" for r in radii)])
     for c in contenders:
         own = {row.radius: row.mean for row in table if row.policy == c.name and row.attack != "none"}
         t = trained[c.name]
-        row = [t.lip, t.seed, c.bracket.upper.bound, c.bracket.lower.bound, t.residual, *(own[r] for r in radii)]
-        writer.writerow([repr(value) for value in row])
+        bracket, tolerance = c.bracket, repr(tolerances[c.name]) if c.name in tolerances else ""
+        row = [t.lip, t.seed, bracket.upper.bound, bracket.lower.bound, t.residual]
+        writer.writerow([*(repr(value) for value in row), tolerance, *(repr(own[r]) for r in radii)])
     return buffer.getvalue()
 
 
@@ -194,13 +215,16 @@ def _sweep(settings: SweepSettings, demos: Demonstrations, run: Run) -> None:
     }
     section = evaluate(plan, contenders, expert=None, animate=False, facts=facts)
     best, sentence = choose(section.table, by_name, settings.attack)
-    curve = sweep_curves(section.table, {name: t.lip for name, t in by_name.items()}, slope.value, best)
+    tolerances = tolerated(env, by_name)
+    curve = sweep_curves(section.table, {name: t.lip for name, t in by_name.items()}, slope.value, best, tolerances)
     caption = "Return against the Lipschitz bound, one line per radius; the band spans the trainings. "
     caption += "Dotted: the steepest slope in the data. Dashed: the chosen bound."
+    if tolerances:
+        caption += " Below: the largest measurement error that the loop is proved to tolerate."
     section = replace(
         section, verdicts=[sentence, *section.verdicts], figures=[Figure(caption, curve), *section.figures]
     )
-    write_text(run.path / "sweep.csv", summary_csv(section.table, by_name, contenders))
+    write_text(run.path / "sweep.csv", summary_csv(section.table, by_name, contenders, tolerances))
     page = write(run.path, f"lipctrl sweep, {settings.env}", [section], provenance(settings.seed))
     run.finish(chosen=best, steepest_slope=slope.value)
     show(section)

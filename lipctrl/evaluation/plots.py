@@ -48,21 +48,34 @@ def return_curves(table: Sequence[Row], radius_label: str) -> str:
     return _svg(figure)
 
 
-def sweep_curves(table: Sequence[Row], lips: Mapping[str, float], slope: float, chosen: float) -> str:
-    """Mean return against the Lipschitz bound of each policy, one line per radius, band from worst to best training."""
-    figure = Figure(figsize=(6.4, 4.0))
-    axes = figure.subplots()
+def sweep_curves(
+    table: Sequence[Row], lips: Mapping[str, float], slope: float, chosen: float, tolerances: Mapping[str, float]
+) -> str:
+    """Mean return against the Lipschitz bound of each policy, one line per radius, band from worst to best training.
+
+    Args:
+        lips: bound of each policy. slope: of the data. chosen: bound.
+        tolerances: tolerated measurement error per policy, or empty.
+    """
+    figure = Figure(figsize=(6.4, 5.6 if tolerances else 4.0))
+    grid = figure.subplots(2 if tolerances else 1, 1, sharex=True, squeeze=False)[:, 0]
     bounds = sorted(set(lips.values()))
     for k, radius in enumerate(sorted({row.radius for row in table})):
         returns = [[row.mean for row in table if row.radius == radius and lips[row.policy] == lip] for lip in bounds]
-        axes.plot(bounds, [np.mean(r) for r in returns], "-o", ms=3, color=f"C{k}", label=f"radius {radius:g}")
-        axes.fill_between(bounds, [min(r) for r in returns], [max(r) for r in returns], color=f"C{k}", alpha=0.15, lw=0)
-    axes.axvline(slope, color="0.3", ls=":", lw=1)
-    axes.axvline(chosen, color="0.3", ls="--", lw=1)
-    axes.set_xlabel("Lipschitz bound of the policy")
-    axes.set_ylabel("return (mean over episodes)")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        grid[0].plot(bounds, [np.mean(r) for r in returns], "-o", ms=3, color=f"C{k}", label=f"radius {radius:g}")
+        grid[0].fill_between(bounds, [min(r) for r in returns], [max(r) for r in returns], color=f"C{k}", alpha=0.15)
+    if tolerances:
+        found = [[value for name, value in tolerances.items() if lips[name] == lip] for lip in bounds]
+        grid[1].plot(bounds, [np.mean(f) for f in found], "-o", ms=3, color="C4")
+        grid[1].fill_between(bounds, [min(f) for f in found], [max(f) for f in found], color="C4", alpha=0.15)
+        grid[1].set_ylabel("tolerated error (proved)")
+    for axes in grid:
+        axes.axvline(slope, color="0.3", ls=":", lw=1)
+        axes.axvline(chosen, color="0.3", ls="--", lw=1)
+        axes.grid(alpha=0.3)
+    grid[-1].set_xlabel("Lipschitz bound of the policy")
+    grid[0].set_ylabel("return (mean over episodes)")
+    grid[0].legend(fontsize=8)
     return _svg(figure)
 
 

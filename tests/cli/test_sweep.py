@@ -34,6 +34,7 @@ def test_a_sweep_and_its_resumption_give_the_same_table(demos: Path, tmp_path: P
     assert [(row["lip"], row["seed"]) for row in rows] == [("0.8", "0"), ("0.8", "1"), ("1.7", "0"), ("1.7", "1")]
     for row in rows:
         assert float(row["witness"]) <= float(row["proved"]) <= float(row["lip"]) * (1 + 1e-5)
+        assert float(row["tolerated_measurement_error"]) >= 0
     before, kept = (tmp_path / "s" / "sweep.csv").read_bytes(), (tmp_path / "s" / "lip-0.8-s0" / "run.json")
     stamp = kept.stat().st_mtime_ns
     record = tmp_path / "s" / "lip-1.7-s1" / "run.json"
