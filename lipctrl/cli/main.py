@@ -18,6 +18,10 @@ COMMANDS = {
     ),
     "demos collect": ("lipctrl.cli.demos_collect", "record an expert in an environment"),
     "demos info": ("lipctrl.cli.demos_info", "what is in a demonstration file; convert from and to Minari"),
+    "demos plan": (
+        "lipctrl.cli.demos_plan",
+        "what the data cover, what a certificate needs, which states to label next",
+    ),
     "train bc": ("lipctrl.cli.train_bc", "Lipschitz behaviour cloning from demonstrations"),
     "train sb3": ("lipctrl.cli.train_sb3", "Stable-Baselines3's PPO, SAC or TD3, with a bounded actor on request"),
     "certify": ("lipctrl.cli.certify", "proved bound and witnessed lower bound of a network; check a certificate"),

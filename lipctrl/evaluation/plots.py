@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 
@@ -76,6 +76,27 @@ def sweep_curves(
     grid[-1].set_xlabel("Lipschitz bound of the policy")
     grid[0].set_ylabel("return (mean over episodes)")
     grid[0].legend(fontsize=8)
+    return _svg(figure)
+
+
+def error_map(
+    bound: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    points: NDArray[np.float64],
+    chosen: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+) -> str:
+    """A pointwise bound over a box of two observations, with the data as dots and the states to label as numbers."""
+    figure = Figure(figsize=(6.4, 5.0))
+    axes = figure.subplots()
+    x, y = (np.linspace(a, b, 200) for a, b in zip(low, high, strict=True))
+    values = bound(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)).reshape(200, 200)
+    picture = axes.pcolormesh(x, y, values, cmap="viridis", rasterized=True)
+    figure.colorbar(picture, ax=axes, label="bound of the policy's error")
+    axes.plot(*points.T, ".", ms=2, color="white", alpha=0.6)
+    for k, state in enumerate(chosen):
+        axes.annotate(str(k + 1), state, color="red", ha="center", va="center", fontsize=9, weight="bold")
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="observation 0", ylabel="observation 1")
     return _svg(figure)
 
 
