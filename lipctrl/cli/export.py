@@ -131,5 +131,10 @@ def main(arguments: Sequence[str]) -> None:
     path = Path(settings.network)
     net = load_network(path, activation=settings.activation)
     target = export(net, certificate_of(path, settings.certificate), format=settings.format, out=Path(settings.out))
+    if path.suffix == ".zip":
+        print(
+            "a Stable-Baselines3 zip does not hold VecNormalize: trained behind one, this policy takes normalised "
+            "observations"
+        )
     print(f"policy: {target}")
     print(f"certificate: {target.parent / 'certificate.json'}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import casadi as ca
 import numpy as np
 import pytest
+from stable_baselines3 import PPO
 
 from lipctrl.certify.certificate import Certificate
 from lipctrl.nn.onnx import read_onnx
@@ -93,6 +94,15 @@ def test_a_run_folder_exports_its_policy(tmp_path: Path, run: Run) -> None:
     assert run("certify", folder, "--method", "product")[0] == 0
     assert run("export", folder, "--format", "c", "--out", tmp_path / "out")[0] == 0
     assert network().sha256() in (tmp_path / "out" / "policy.c").read_text()
+
+
+def test_a_zip_says_what_it_cannot_hold(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "model.zip"
+    model = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]}, device="cpu")
+    model.save(path)
+    assert run("certify", path, "--method", "product")[0] == 0
+    status, text, _ = run("export", path, "--format", "c", "--out", tmp_path / "out")
+    assert status == 0 and "takes normalised observations" in text
 
 
 def test_bad_arguments_and_existing_exports(certified: Path, tmp_path: Path, run: Run) -> None:
