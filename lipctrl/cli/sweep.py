@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ class SweepSettings(BCSettings):
 
     lips: tuple[float, ...] = ()
     """Lipschitz bounds; none: 0.5, 0.7, 0.85, 1, 1.2, 1.5 and 2 times the steepest slope in the data."""
+    unconstrained: bool = False
+    """Also clone with an ordinary network, for comparison."""
     seeds: tuple[int, ...] = (0,)
     """Seeds: one training per bound and seed. Intervals over trainings need at least 5."""
     threat: str = "observation:l2:raw"
@@ -66,7 +69,7 @@ class SweepSettings(BCSettings):
 
 @dataclass(frozen=True)
 class Trained:
-    """One training of a sweep."""
+    """One training of a sweep; an unconstrained network has the bound infinity."""
 
     lip: float
     seed: int
@@ -81,7 +84,7 @@ MULTIPLES = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
 def bounds_of(settings: SweepSettings, slope: Slope) -> tuple[float, ...]:
     """The bounds to sweep, ascending."""
     found = settings.lips or tuple(float(f"{factor * slope.value:.4g}") for factor in MULTIPLES)
-    return tuple(sorted(set(found)))
+    return (*sorted(set(found)), *([math.inf] if settings.unconstrained else []))
 
 
 def train_all(settings: SweepSettings, lips: Sequence[float], demos: Demonstrations, folder: Path) -> list[Trained]:
@@ -90,7 +93,8 @@ def train_all(settings: SweepSettings, lips: Sequence[float], demos: Demonstrati
     for lip in lips:
         for seed in settings.seeds:
             own = {name: getattr(settings, name) for name in BCSettings.__dataclass_fields__}
-            cloning = TrainSettings(**(own | {"lip": lip, "seed": seed, "out": str(folder / f"lip-{lip:g}-s{seed}")}))
+            changes = {"lip": lip} if math.isfinite(lip) else {"lip": None, "family": "unconstrained"}
+            cloning = TrainSettings(**(own | changes | {"seed": seed, "out": str(folder / f"lip-{lip:g}-s{seed}")}))
             assert cloning.out is not None
             path = Path(cloning.out)
             if not _finished(path):
@@ -119,14 +123,15 @@ def _remove(path: Path) -> None:
 
 
 def _name(trained: Trained, seeds: int) -> str:
-    return f"bound {trained.lip:g}" + (f", seed {trained.seed}" if seeds > 1 else "")
+    name = f"bound {trained.lip:g}" if math.isfinite(trained.lip) else "unconstrained"
+    return name + (f", seed {trained.seed}" if seeds > 1 else "")
 
 
 def choose(table: Sequence[Row], trained: Mapping[str, Trained], attack: str) -> tuple[float, str]:
     """The smallest bound whose attacked return, over radii and trainings, is within 2 % of the best, and why."""
     means = {
         lip: float(np.mean([row.mean for row in table if row.attack == attack and trained[row.policy].lip == lip]))
-        for lip in sorted({t.lip for t in trained.values()})
+        for lip in sorted({t.lip for t in trained.values() if math.isfinite(t.lip)})
     }
     best = max(means.values())
     chosen = min(lip for lip, mean in means.items() if mean >= best - TIE * abs(best))
@@ -216,7 +221,8 @@ def _sweep(settings: SweepSettings, demos: Demonstrations, run: Run) -> None:
     section = evaluate(plan, contenders, expert=None, animate=False, facts=facts)
     best, sentence = choose(section.table, by_name, settings.attack)
     tolerances = tolerated(env, by_name)
-    curve = sweep_curves(section.table, {name: t.lip for name, t in by_name.items()}, slope.value, best, tolerances)
+    bounded = {name: t.lip for name, t in by_name.items() if math.isfinite(t.lip)}
+    curve = sweep_curves([r for r in section.table if r.policy in bounded], bounded, slope.value, best, tolerances)
     caption = "Return against the Lipschitz bound, one line per radius; the band spans the trainings. "
     caption += "Dotted: the steepest slope in the data. Dashed: the chosen bound."
     if tolerances:

@@ -65,7 +65,7 @@ def sweep_curves(
         grid[0].plot(bounds, [np.mean(r) for r in returns], "-o", ms=3, color=f"C{k}", label=f"radius {radius:g}")
         grid[0].fill_between(bounds, [min(r) for r in returns], [max(r) for r in returns], color=f"C{k}", alpha=0.15)
     if tolerances:
-        found = [[value for name, value in tolerances.items() if lips[name] == lip] for lip in bounds]
+        found = [[value for name, value in tolerances.items() if lips.get(name) == lip] for lip in bounds]
         grid[1].plot(bounds, [np.mean(f) for f in found], "-o", ms=3, color="C4")
         grid[1].fill_between(bounds, [min(f) for f in found], [max(f) for f in found], color="C4", alpha=0.15)
         grid[1].set_ylabel("tolerated error (proved)")
