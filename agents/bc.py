@@ -28,7 +28,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from torch import Tensor
 
-from lipctrl.agents.bc_policy import BCPolicy
+from lipctrl.agents.bc_policy import BCPolicy, Units
 from lipctrl.demos.demonstrations import Demonstrations
 from lipctrl.files import UserError
 from lipctrl.nn.network import FAMILIES
@@ -50,6 +50,8 @@ class BCSettings:
     lip: float | None = 2.0
     """Lipschitz bound of the policy, l2, in raw units of action per observation; null for none. With target_loss: the
     bound to start from. With the family unconstrained: imposed on the Jacobians at the data only."""
+    units: Units = "raw"
+    """Units of the bound and the loss: raw, or normalised by the data's standard deviation of each signal."""
     target_loss: float | None = None
     """Minimise the bound such that the relative training loss is at most this; null: keep the bound."""
     jacobian_weight: float = 0.0
@@ -116,7 +118,7 @@ class BC(BaseAlgorithm):
         target_loss: see `BCSettings`.
         jacobian_weight: of the mismatch of Jacobians; needs `expert`.
         expert: whose Jacobians are matched, a `PlainPolicy`.
-        policy_kwargs: of BCPolicy: lip, family, activation, hidden.
+        policy_kwargs: of BCPolicy: lip, family, activation, hidden, units.
         seed, device, verbose, tensorboard_log: as in Stable-Baselines3.
     """
 
@@ -162,6 +164,7 @@ class BC(BaseAlgorithm):
                 self.set_demonstrations(demos, expert)
                 observations, labels = self._train
                 self.policy.set_scales(observations.cpu().numpy(), labels.cpu().numpy())
+                self._measure()
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -202,12 +205,17 @@ class BC(BaseAlgorithm):
 
         self._train = pairs(order[kept:])
         self._validate = pairs(order[:kept]) if kept else self._train
-        self._loss_scale = float(self._train[1].square().mean()) or 1.0
         self._jacobians = torch.zeros(0)
         if self.jacobian_weight > 0:
             assert isinstance(expert, PlainPolicy)
             jacobians = expert.net.jacobian(self._train[0].cpu().numpy())
             self._jacobians = torch.from_numpy(jacobians).float().to(self.device)
+
+        self._measure()
+
+    def _measure(self) -> None:
+        """The mean square of the labels in the bound's units, to which losses are relative."""
+        self._label_size = float((self._train[1] / self.policy.action_unit.float()).square().mean()) or 1.0
 
     def _batch(self, update: int) -> Tensor:
         """Indices of the pairs of one update: a function of seed and update alone, so that a resumed run repeats it."""
@@ -227,12 +235,13 @@ class BC(BaseAlgorithm):
             group["lr"] = learning_rate
         chosen = self._batch(self.num_timesteps)
         x, u = self._train[0][chosen], self._train[1][chosen]
-        loss = 0.5 * (self.policy(x) - u).square().mean() / self._loss_scale
+        unit = self.policy.action_unit.float()
+        loss = 0.5 * ((self.policy(x) - u) / unit).square().mean() / self._label_size
         objective = loss
         if self.jacobian_weight > 0:
-            mismatch = self.policy.jacobian(x) - self._jacobians[chosen]
-            unit = float(self.policy.observation_scale) ** 2 / self._loss_scale
-            objective = objective + self.jacobian_weight * unit * 0.5 * mismatch.square().sum((1, 2)).mean()
+            wanted = self._jacobians[chosen] * self.policy.observation_unit.float() / unit[:, None]
+            mismatch = (self.policy.jacobian(x) - wanted) * self.policy.observation_scale.float()
+            objective = objective + self.jacobian_weight * 0.5 * mismatch.square().sum((1, 2)).mean() / self._label_size
         if self.target_loss is not None:
             step = float((objective.detach() / self.target_loss - 1).clamp(-1, 1)) * learning_rate
             self.policy.net.log_lip.add_(step)
@@ -248,12 +257,12 @@ class BC(BaseAlgorithm):
 
     @torch.no_grad()
     def errors(self) -> dict[str, float]:
-        """Relative loss and largest residual on the training and validation pairs."""
+        """Relative loss and largest residual (l2, in the bound's units) on the training and validation pairs."""
         self.policy.set_training_mode(False)
-        result = {}
+        result, unit = {}, self.policy.action_unit.float()
         for name, (x, u) in (("train", self._train), ("validation", self._validate)):
-            residual = self.policy(x) - u
-            result[f"{name}/loss"] = float(0.5 * residual.square().mean() / self._loss_scale)
+            residual = (self.policy(x) - u) / unit
+            result[f"{name}/loss"] = float(0.5 * residual.square().mean() / self._label_size)
             result[f"{name}/worst_residual"] = float(residual.norm(dim=1).max())
         return result
 
@@ -316,7 +325,7 @@ def build(settings: BCSettings, env: GymEnv, demos: Demonstrations, expert: Poli
         target_loss=settings.target_loss,
         jacobian_weight=settings.jacobian_weight,
         expert=expert,
-        policy_kwargs={name: getattr(settings, name) for name in ("lip", "family", "activation", "hidden")},
+        policy_kwargs={name: getattr(settings, name) for name in ("lip", "family", "activation", "hidden", "units")},
         seed=settings.seed,
         device=settings.device,
     )

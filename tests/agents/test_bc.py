@@ -1,5 +1,6 @@
 """Behaviour cloning: the contract of Stable-Baselines3, the bound, the update, and that it learns."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -15,6 +16,7 @@ from lipctrl.demos.collect import record
 from lipctrl.demos.demonstrations import Demonstrations
 from lipctrl.files import UserError
 from lipctrl.mpc.lqr import lqr
+from lipctrl.norms import NormPair
 from lipctrl.policy import linear_policy
 
 DI = "lipctrl/DoubleIntegrator-v0"
@@ -49,6 +51,24 @@ def test_the_setting_bounds_the_deployed_policy_in_raw_units(demos: Demonstratio
     net = agent(demos, lip=lip).learn(60).policy.to_plain()
     bracket = certify(net)
     assert bracket.upper.verify(net) and bracket.lower.bound <= bracket.upper.bound <= lip * (1 + 1e-5)
+
+
+def test_normalised_units_bound_the_map_between_divided_signals(demos: Demonstrations) -> None:
+    """Signals in other units give the same policy in those units, and the bound holds in the data's deviations."""
+    scale_x, scale_u = np.array([1e-3, 50.0]), 1e5
+    scaled = replace(
+        demos, observations=demos.observations * scale_x, actions=demos.actions * scale_u, labels=demos.labels * scale_u
+    )
+    nets = []
+    for data in (demos, scaled):
+        model = agent(data, units="normalised", lip=0.9).learn(60)
+        net = model.policy.to_plain().without_limits()
+        x, u = model._train[0].numpy(), model._train[1].numpy()
+        norm = NormPair(input_scale=tuple(x.std(0)), output_scale=tuple(u.astype(np.float64).std(0)))
+        assert 0.3 < certify(net, norm).upper.bound <= 0.9 * (1 + 1e-5)
+        nets.append(net)
+    y = np.random.default_rng(0).normal(size=(40, 2))
+    assert np.allclose(nets[0](y) * scale_u, nets[1](y * scale_x), rtol=1e-3, atol=1e-3 * scale_u)
 
 
 def test_save_load_predict_and_go_on_training(demos: Demonstrations, tmp_path: Path) -> None:
