@@ -1,0 +1,281 @@
+"""Experiments whose tables the documentation prints. Each row writes benchmarks/results/published-<row>.json.
+
+    OMP_NUM_THREADS=1 python benchmarks/published.py ROW [ROW ...]
+
+Rows:
+    double-integrator-mpc  10,000 MPC answers cloned by a Lipschitz policy and by an ordinary network
+    reactor-mpc            the same for the reactor's nonlinear MPC, with latencies
+    training-speed         seconds to train a 2x64 sandwich policy on 10,000 pairs
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from certify_speed import processor, versions
+from numpy.typing import NDArray
+from rich.progress import track
+
+import lipctrl.envs  # noqa: F401  # registers the environments
+from lipctrl.agents.bc import BC, BCSettings, build
+from lipctrl.certify.bracket import certify, upper_bounds
+from lipctrl.certify.certificate import Box
+from lipctrl.cli.closed_loop import closed_loop, error_network, loop_of
+from lipctrl.demos.cover import expert_slope
+from lipctrl.demos.demonstrations import Demonstrations, Trajectory
+from lipctrl.envs.base import PlantEnv
+from lipctrl.envs.cstr import LEVEL, P
+from lipctrl.files import write_text
+from lipctrl.mpc.controller import NMPC
+from lipctrl.mpc.invariant import Polytope, maximal_invariant_set
+from lipctrl.mpc.linear import LinearMPC
+from lipctrl.mpc.lqr import lqr
+from lipctrl.mpc.mpc_policy import Controller
+from lipctrl.mpc.problem import OCP, regulation
+from lipctrl.nn.plain import PlainNet
+from lipctrl.norms import NormPair
+from lipctrl.policy import PlainPolicy, Policy
+from lipctrl.seeding import generator
+
+Array = NDArray[np.float64]
+RESULTS = Path(__file__).parent / "results"
+PAIRS = 10_000
+TRAININGS = 5
+
+
+def answers(controller: Controller, states: Array) -> tuple[Array, Array, list[float]]:
+    """The feasible states among the given ones, their MPC inputs, and the seconds of every solve."""
+    kept, inputs, seconds = [], [], []
+    for x in track(states, description="MPC answers"):
+        solution = controller.solve(x)
+        seconds.append(solution.wall_time)
+        if solution.feasible:
+            kept.append(x)
+            inputs.append(solution.inputs[0])
+    return np.array(kept), np.array(inputs), seconds
+
+
+def pairs_as_demonstrations(states: Array, inputs: Array) -> Demonstrations:
+    """Independent pairs as ten episodes, one of which is kept for validation."""
+    parts = zip(np.array_split(states, 10), np.array_split(inputs, 10), strict=True)
+    episodes = [
+        Trajectory(np.vstack([x, x[-1:]]), u, u, np.zeros(len(x)), terminated=False, truncated=True) for x, u in parts
+    ]
+    return Demonstrations.from_trajectories(episodes, {})
+
+
+def latency(policy: Policy, x: Array) -> float:
+    """Median seconds of one call."""
+    seconds = []
+    for _ in range(300):
+        start = time.perf_counter()
+        policy.predict(x)
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def loop_cost(env: PlantEnv, act: Callable[[Array], Array], starts: Array, steps: int) -> tuple[Array, Array]:
+    """Undisturbed cost of each start, and its largest violation of the state limits in the state's units."""
+    plant, x = env.plant, starts.copy()
+    costs, excess = np.zeros(len(x)), np.zeros(len(x))
+    for _ in range(steps):
+        u = np.clip(act(x), plant.input.low, plant.input.high)
+        costs += [env.stage_cost(a, b) for a, b in zip(x, u, strict=True)]
+        x = plant.step(x, u)
+        beyond = np.maximum(x - np.array(plant.state.high), np.array(plant.state.low) - x)
+        excess = np.maximum(excess, np.where(np.isfinite(beyond), beyond, np.inf).max(1))
+    return costs, np.maximum(excess, 0)
+
+
+def mpc_inputs(controller: Controller) -> Callable[[Array], Array]:
+    """First inputs for a batch of states."""
+    return lambda x: np.array([controller.solve(row).inputs[0] for row in x])
+
+
+def cloned(env_id: str, demos: Demonstrations, **settings: Any) -> tuple[BC, float]:
+    """A trained clone and the seconds it took."""
+    agent = build(BCSettings(env=env_id, **settings), gymnasium.make(env_id), demos)
+    start = time.perf_counter()
+    agent.learn(BCSettings(**settings).updates)
+    return agent, time.perf_counter() - start
+
+
+def double_integrator_problem(env: PlantEnv) -> tuple[OCP, Array]:
+    """N = 10, |x_i| <= 10, |u| <= 1, cost-to-go and maximal invariant set of the LQR (as in the evanqp notebook)."""
+    A, B, _ = env.plant.linearise(*env.plant.equilibrium)
+    assert env.Q is not None and env.R is not None
+    expert = lqr(A, B, env.Q, env.R)
+    rows = np.vstack([np.eye(2), -np.eye(2), -expert.K, expert.K])
+    limits = Polytope(rows, np.concatenate([np.full(4, 10.0), np.ones(2)]))
+    ocp = regulation(
+        env.plant, env.Q, env.R, horizon=10, P=expert.P, terminal_set=maximal_invariant_set(expert.A_cl, limits)
+    )
+    small = replace(ocp, x_low=np.full(2, -10.0), x_high=np.full(2, 10.0), u_low=-np.ones(1), u_high=np.ones(1))
+    return small, expert.K
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and range over trainings."""
+    return {"median": float(np.median(values)), "low": float(np.min(values)), "high": float(np.max(values))}
+
+
+def double_integrator_mpc() -> dict[str, Any]:
+    """Worst error, error slope near the origin, certified constant and closed loop of clones of a linear MPC."""
+    env = gymnasium.make("lipctrl/DoubleIntegrator-v0").unwrapped
+    assert isinstance(env, PlantEnv)
+    ocp, K = double_integrator_problem(env)
+    controller = LinearMPC(env.plant, ocp)
+    rng = generator(0, "states")
+    states = rng.uniform(-10, 10, (3 * PAIRS, 2))
+    x, u, seconds = answers(controller, states)
+    train, test = slice(0, PAIRS), slice(PAIRS, PAIRS + 2000)
+    slope = expert_slope(x[train], u[train])
+    demos = pairs_as_demonstrations(x[train], u[train])
+    starts = x[PAIRS : PAIRS + 100]
+    expert_cost, _ = loop_cost(env, mpc_inputs(controller), starts, 50)
+    near = Box((-0.3, -0.3), (0.3, 0.3))
+    record: dict[str, Any] = {
+        "pairs": PAIRS,
+        "feasible share": len(x) / len(states),
+        "steepest slope in the data": slope.value,
+        "mpc latency ms": 1e3 * float(np.median(seconds)),
+        "mpc cost": float(expert_cost.mean()),
+        "clones": {},
+    }
+    loop = loop_of(gymnasium.make("lipctrl/DoubleIntegrator-v0"))
+    kinds: dict[str, dict[str, Any]] = {f"sandwich, bound {lip:g}": {"lip": lip} for lip in (1.2, 1.7, 2.5)}
+    kinds["unconstrained"] = {"lip": None, "family": "unconstrained"}
+    for name, settings in kinds.items():
+        rows: dict[str, list[float]] = {}
+        for seed in range(TRAININGS):
+            agent, taken = cloned(
+                "lipctrl/DoubleIntegrator-v0", demos, seed=seed, updates=6000, activation="relu", **settings
+            )
+            net = _limited(agent.policy.to_plain(), -1.0, 1.0)
+            error = np.abs(net(x[test]) - u[test])[:, 0]
+            local = error_network(net, K)
+            cost, excess = loop_cost(env, net, starts, 50)
+            tolerated = {r.quantity: r.value for r in closed_loop(loop, net, measurement=0.0).rows}
+            for key, value in {
+                "worst error": error.max(),
+                "mean error": error.mean(),
+                "error at the origin": abs(float(net(np.zeros(2))[0])),
+                "error slope near the origin, proved": min(
+                    c.bound
+                    for method in ("jacobian", "lipsdp-neuron-local")
+                    for c in upper_bounds(local, region=near, method=method)
+                ),
+                "constant, proved": certify(net).upper.bound,
+                "extra cost %": 100 * float((cost - expert_cost).sum() / expert_cost.sum()),
+                "largest state violation": float(np.maximum(excess - 0, 0).max()),
+                "tolerated measurement error, bound": tolerated["largest measurement error"] or 0.0,
+                "latency us": 1e6 * latency(PlainPolicy(net), starts[0]),
+                "training seconds": taken,
+            }.items():
+                rows.setdefault(key, []).append(float(value))
+        record["clones"][name] = {key: summary(values) for key, values in rows.items()}
+        print(name, json.dumps(record["clones"][name]))
+    return record
+
+
+def _limited(net: PlainNet, low: float, high: float) -> PlainNet:
+    m = net.output_size
+    return replace(net, low=np.full(m, low), high=np.full(m, high))
+
+
+def reactor_mpc() -> dict[str, Any]:
+    """Clones of the reactor's NMPC on its stability region, in normalised units."""
+    env = gymnasium.make("lipctrl/Cstr-v0").unwrapped
+    assert isinstance(env, PlantEnv) and env.Q is not None and env.R is not None
+    controller = NMPC(env.plant, regulation(env.plant, env.Q, env.R, horizon=20))
+    rng, root = generator(0, "states"), np.linalg.inv(np.linalg.cholesky(P / LEVEL).T)
+    directions = rng.normal(size=(PAIRS + 2000, 2))
+    radii = np.sqrt(rng.uniform(size=(len(directions), 1)))
+    states = env.plant.equilibrium[0] + radii * directions / np.linalg.norm(directions, axis=1, keepdims=True) @ root.T
+    x, u, seconds = answers(controller, states)
+    train, test = slice(0, PAIRS), slice(PAIRS, None)
+    demos = pairs_as_demonstrations(x[train], u[train])
+    std_x, std_u = x[train].std(0), u[train].std(0)
+    norm = NormPair(input_scale=tuple(std_x), output_scale=tuple(std_u))
+    starts = x[PAIRS : PAIRS + 20]
+    expert_cost, _ = loop_cost(env, mpc_inputs(controller), starts, 60)
+    slope = expert_slope(x[train] / std_x, u[train] / std_u)
+    record: dict[str, Any] = {
+        "pairs": PAIRS,
+        "units": {"states": std_x.tolist(), "inputs": std_u.tolist()},
+        "steepest slope in the data": slope.value,
+        "mpc latency ms": 1e3 * float(np.median(seconds)),
+        "mpc cost": float(expert_cost.mean()),
+        "clones": {},
+    }
+    kinds: dict[str, dict[str, Any]] = {f"sandwich, bound {lip:g}": {"lip": lip} for lip in (1.5, 3.0, 6.0)}
+    kinds["unconstrained"] = {"lip": None, "family": "unconstrained"}
+    for name, settings in kinds.items():
+        rows: dict[str, list[float]] = {}
+        for seed in range(TRAININGS):
+            agent, taken = cloned(
+                "lipctrl/Cstr-v0", demos, seed=seed, updates=6000, activation="relu", units="normalised", **settings
+            )
+            net = agent.policy.to_plain()
+            error = np.linalg.norm((net(x[test]) - u[test]) / std_u, axis=1)
+            cost, _ = loop_cost(env, net, starts, 60)
+            for key, value in {
+                "worst error": error.max(),
+                "mean error": error.mean(),
+                "constant, proved": certify(net, norm).upper.bound,
+                "extra cost %": 100 * float((cost - expert_cost).sum() / expert_cost.sum()),
+                "latency us": 1e6 * latency(PlainPolicy(net), starts[0]),
+                "training seconds": taken,
+            }.items():
+                rows.setdefault(key, []).append(float(value))
+        record["clones"][name] = {key: summary(values) for key, values in rows.items()}
+        print(name, json.dumps(record["clones"][name]))
+    return record
+
+
+def training_speed() -> dict[str, Any]:
+    """Seconds of the default training (3000 updates of 256 pairs) of 2x64 policies on 10,000 pairs of an LQR expert."""
+    rng = generator(0, "speed")
+    x = rng.normal(size=(PAIRS, 4))
+    demos = pairs_as_demonstrations(x, -x @ rng.normal(size=(4, 1)))
+    record = {}
+    for family in ("sandwich", "unconstrained"):
+        settings = {"family": family, "lip": None if family == "unconstrained" else 3.0}
+        taken = [cloned("InvertedPendulum-v5", demos, seed=seed, **settings)[1] for seed in range(3)]
+        record[family] = summary(taken)
+    return {"seconds": record}
+
+
+ROWS: dict[str, Callable[[], dict[str, Any]]] = {
+    "double-integrator-mpc": double_integrator_mpc,
+    "reactor-mpc": reactor_mpc,
+    "training-speed": training_speed,
+}
+
+
+def main() -> None:
+    """Run the rows named on the command line."""
+    unknown = [name for name in sys.argv[1:] if name not in ROWS]
+    if unknown or len(sys.argv) < 2:
+        sys.exit(f"name rows of {', '.join(ROWS)}; found {unknown}")
+    for name in sys.argv[1:]:
+        start = time.perf_counter()
+        record = {
+            "machine": {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+            "versions": versions(),
+            **ROWS[name](),
+            "seconds in all": time.perf_counter() - start,
+        }
+        RESULTS.mkdir(exist_ok=True)
+        write_text(RESULTS / f"published-{name}.json", json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
