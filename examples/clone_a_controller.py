@@ -1,4 +1,4 @@
-"""Clone a controller under a Lipschitz bound, then prove what its loop tolerates: `python examples/clone_a_controller.py`.
+"""Clone a controller under a Lipschitz bound, then prove what its loop tolerates, monitor it at run time.
 
 The expert is an LQR here because its closed loop is known exactly; any policy that answers `predict` takes its place.
 """
@@ -48,5 +48,5 @@ for _ in range(30):
     x = loop.expert.A_cl @ x + loop.B @ (u + loop.expert.K @ x)
 log = summarise(verdicts)
 print(
-    f"the expert acted in {log.share:.0%} of the steps, until the state was in the set; at the end |x| = {abs(x).max():.1e}"
+    f"the expert acted in {log.share:.0%} of the steps, until the state was in the set; then |x| = {abs(x).max():.1e}"
 )
