@@ -28,6 +28,7 @@ class ClosedLoop:
             (in the state's unit where the range is infinite). input_excess: (T,), the same for what the policy asked.
         decisions: T decisions of an MPC, empty for other policies.
         stopped: why the run ended early, or None.
+        records: one per step, of a policy whose hidden state is a tuple of one record (MPC, monitor, safety filter).
     """
 
     states: Array
@@ -38,6 +39,7 @@ class ClosedLoop:
     input_excess: Array
     decisions: tuple[Decision, ...]
     stopped: str | None
+    records: tuple[Any, ...] = ()
 
     @property
     def cost(self) -> float:
@@ -110,6 +112,7 @@ def simulate(
     state, pushes = _checked(plant, x, steps, disturbances)
     states, asked, applied, costs, times = [state], [], [], [], []
     decisions: list[Decision] = []
+    records: list[Any] = []
     hidden, stopped = None, None
     for k in range(steps):
         begin = time.perf_counter()
@@ -124,6 +127,7 @@ def simulate(
         costs.append(stage_cost(state, applied[-1]))
         if isinstance(hidden, tuple):
             decisions += [item for item in hidden if isinstance(item, Decision)]
+            records += hidden if len(hidden) == 1 else ()
         state = plant.step(state, applied[-1], pushes[k])
         states.append(state)
         if not np.isfinite(state).all():
@@ -139,4 +143,5 @@ def simulate(
         input_excess=_excess(np.reshape(asked, inputs.shape), plant.input.low, plant.input.high),
         decisions=tuple(decisions),
         stopped=stopped,
+        records=tuple(records),
     )
