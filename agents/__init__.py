@@ -2,7 +2,7 @@
 
 AGENTS = {
     "bc": "Lipschitz behaviour cloning: a bounded policy from demonstrations",
-    "bc_graph": "the same on the data points, solved exactly, with McShane's interpolation: the baseline for small data",
+    "bc_graph": "the same solved exactly on the data points, with McShane's interpolation: a baseline",
     "sb3": "Stable-Baselines3's PPO, SAC and TD3, with a bounded actor on request",
 }
 """Name and one-line description of every agent; `lipctrl.agents.<name>` holds it."""
