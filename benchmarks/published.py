@@ -3,11 +3,14 @@
     OMP_NUM_THREADS=1 python benchmarks/published.py ROW [ROW ...]
 
 Rows:
+    bound-sweep            double integrator, LQR expert, 21 x 21 grid: error, costs under disturbance and tolerated
+                           measurement error against the bound, for the midpoint policy and for networks; a figure
     double-integrator-mpc  10,000 MPC answers cloned by a Lipschitz policy and by an ordinary network
     reactor-mpc            the same for the reactor's nonlinear MPC, with latencies
     training-speed         seconds to train a 2x64 sandwich policy on 10,000 pairs
 """
 
+import io
 import json
 import os
 import sys
@@ -18,15 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import matplotlib
 import numpy as np
 from certify_speed import processor, versions
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.progress import track
 
 import lipctrl.envs  # noqa: F401  # registers the environments
 from lipctrl.agents.bc import BC, BCSettings, build
+from lipctrl.agents.bc_graph import MidpointPolicy
 from lipctrl.certify.bracket import certify, upper_bounds
 from lipctrl.certify.certificate import Box
+from lipctrl.certify.guarantees import least_residual
 from lipctrl.cli.closed_loop import closed_loop, error_network, loop_of
 from lipctrl.demos.cover import expert_slope
 from lipctrl.demos.demonstrations import Demonstrations, Trajectory
@@ -36,7 +43,7 @@ from lipctrl.files import write_text
 from lipctrl.mpc.controller import NMPC
 from lipctrl.mpc.invariant import Polytope, maximal_invariant_set
 from lipctrl.mpc.linear import LinearMPC
-from lipctrl.mpc.lqr import lqr
+from lipctrl.mpc.lqr import LqrSolution, lqr
 from lipctrl.mpc.mpc_policy import Controller
 from lipctrl.mpc.problem import OCP, regulation
 from lipctrl.nn.plain import PlainNet
@@ -44,8 +51,10 @@ from lipctrl.norms import NormPair
 from lipctrl.policy import PlainPolicy, Policy
 from lipctrl.seeding import generator
 
+matplotlib.rcParams["svg.hashsalt"] = "lipctrl"  # identical bytes for identical figures
 Array = NDArray[np.float64]
 RESULTS = Path(__file__).parent / "results"
+FIGURES = Path(__file__).parents[1] / "docs" / "algorithms"
 PAIRS = 10_000
 TRAININGS = 5
 
@@ -253,7 +262,85 @@ def training_speed() -> dict[str, Any]:
     return {"seconds": record}
 
 
+def attacked_cost(policy: Policy, expert: LqrSolution, kind: str, size: float) -> float:
+    """Cost of 100 steps from (1, 0) of the double integrator, the measured state displaced along the expert's gain."""
+    A, B = np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([[0.0], [1.0]])
+    v, x, total = expert.K[0] / np.linalg.norm(expert.K), np.array([1.0, 0.0]), 0.0
+    for t in range(100):
+        sign = {"none": 0.0, "constant": 1.0, "alternating": (-1.0) ** t}.get(kind, 1.0)
+        if kind == "greedy":  # the sign that raises the next x'Px
+            after = [A @ x + B @ policy.predict(x + s * size * v)[0] for s in (1.0, -1.0)]
+            sign = 1.0 if after[0] @ expert.P @ after[0] >= after[1] @ expert.P @ after[1] else -1.0
+        u = policy.predict(x + sign * size * v)[0]
+        total += float(x @ x + 0.1 * u @ u)
+        x = A @ x + B @ u
+    return total
+
+
+CASES = (("none", 0.0), ("constant", 0.05), ("alternating", 0.05), ("greedy", 0.05), ("greedy", 0.1))
+
+
+def bound_sweep() -> dict[str, Any]:
+    """The trade between nominal and attacked cost over the bound, and what is certified."""
+    env_id = "lipctrl/DoubleIntegrator-v0"
+    loop = loop_of(gymnasium.make(env_id))
+    K = loop.expert.K
+    x, fine = (np.stack(np.meshgrid(*[np.linspace(-1, 1, k)] * 2), -1).reshape(-1, 2) for k in (21, 161))
+    demos = pairs_as_demonstrations(x, -x @ K.T)
+    lips = (0.8, 1.0, 1.3, 1.5, float(np.linalg.norm(K)), 2.0, 3.0)
+    linear = PlainPolicy(PlainNet(({0: -K},), (np.zeros(1),), ()))
+    record: dict[str, Any] = {"expert": [attacked_cost(linear, loop.expert, *case) for case in CASES], "rows": []}
+    for lip in track(lips, description="bounds"):
+        midpoint = MidpointPolicy(x, -x @ K.T, lip)
+        row: dict[str, Any] = {
+            "lip": lip,
+            "least residual": least_residual(x, -x @ K.T, lip).value,
+            "midpoint error": float(np.abs(midpoint.predict(fine)[0] + fine @ K.T).max()),
+            "midpoint costs": [attacked_cost(midpoint, loop.expert, *case) for case in CASES],
+        }
+        errors, costs, tolerated = [], [], []
+        for seed in range(TRAININGS):
+            net = cloned(env_id, demos, seed=seed, lip=lip, validation=0.0, updates=2000)[0].policy.to_plain()
+            errors.append(float(np.abs(net(fine) + fine @ K.T).max()))
+            costs.append([attacked_cost(PlainPolicy(net), loop.expert, *case) for case in CASES])
+            rows = {r.quantity: r.value for r in closed_loop(loop, net, measurement=0.0).rows}
+            tolerated.append(rows["largest measurement error"] or 0.0)
+        row |= {
+            "network error": summary(errors),
+            "network costs": [summary(list(column)) for column in zip(*costs, strict=True)],
+            "tolerated measurement error": summary(tolerated),
+        }
+        record["rows"].append(row)
+    write_text(FIGURES / "bound_sweep.svg", sweep_figure(record))
+    return {"cases": [f"{kind} {size:g}" for kind, size in CASES], **record}
+
+
+def sweep_figure(record: dict[str, Any]) -> str:
+    """Nominal and attacked cost, and the tolerated measurement error, against the bound."""
+    figure = Figure(figsize=(6.4, 5.6))
+    costs, tolerance = figure.subplots(2, 1, sharex=True)
+    lips = [row["lip"] for row in record["rows"]]
+    for k, (case, label) in enumerate(((0, "nominal"), (3, "greedy, 0.05"), (4, "greedy, 0.1"))):
+        costs.plot(lips, [row["midpoint costs"][case] for row in record["rows"]], "--", color=f"C{k}", lw=1)
+        networks = [row["network costs"][case] for row in record["rows"]]
+        costs.plot(lips, [n["median"] for n in networks], "-o", ms=3, color=f"C{k}", label=label)
+        costs.fill_between(lips, [n["low"] for n in networks], [n["high"] for n in networks], color=f"C{k}", alpha=0.2)
+    found = [row["tolerated measurement error"] for row in record["rows"]]
+    tolerance.plot(lips, [f["median"] for f in found], "-o", ms=3, color="C4")
+    tolerance.fill_between(lips, [f["low"] for f in found], [f["high"] for f in found], color="C4", alpha=0.2)
+    costs.set(yscale="log", ylabel="cost of 100 steps")
+    costs.legend(title="networks; dashed: midpoint policy", fontsize=8)
+    tolerance.set(ylabel="tolerated measurement error", xlabel="Lipschitz bound of the policy")
+    for axes in (costs, tolerance):
+        axes.axvline(1.65057616, color="0.3", ls=":", lw=1)
+        axes.grid(alpha=0.3)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return buffer.getvalue()
+
+
 ROWS: dict[str, Callable[[], dict[str, Any]]] = {
+    "bound-sweep": bound_sweep,
     "double-integrator-mpc": double_integrator_mpc,
     "reactor-mpc": reactor_mpc,
     "training-speed": training_speed,
