@@ -3,8 +3,10 @@
 import ast
 import importlib.resources
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -81,6 +83,22 @@ def test_import_directions(unit: str, path: Path) -> None:
 def test_nothing_imports_the_command_line() -> None:
     guilty = [path for unit, path in sources() if unit not in ("cli", "__main__") and "cli" in imported_units(path)]
     assert not guilty
+
+
+def test_every_test_imports_only_what_the_dev_extra_installs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    declared = {re.split(r"[\[<>=~! ]", name)[0].replace("-", "_").lower() for name in wanted}
+    declared |= {"yaml", "lipctrl", "tests", "benchmarks"} | set(sys.stdlib_module_names)
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        found = {name.split(".")[0] for node in ast.parse(path.read_text()).body for name in module_names(node)}
+        assert found <= declared, f"{path} imports {found - declared}: use pytest.importorskip inside the test"
+
+
+def module_names(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
 
 
 def test_importing_lipctrl_is_light() -> None:
