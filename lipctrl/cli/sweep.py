@@ -186,6 +186,7 @@ def main(arguments: Sequence[str]) -> None:
         "a report that says which bound to take.",
         args=arguments,
     )
+    resumed = settings.resume is not None
     if settings.resume is not None:
         run = Run.open(Path(settings.resume))
         data, source = read_config(str(run.path / "settings.yaml"), "sweep")
@@ -193,7 +194,7 @@ def main(arguments: Sequence[str]) -> None:
     if not settings.demos:
         raise UserError("a sweep needs demonstrations: --demos FILE (record some with `lipctrl demos collect`)")
     demos = Demonstrations.load(Path(settings.demos))
-    if settings.resume is None:
+    if not resumed:
         prepare(replace(settings, lip=1.0), demos)  # refuses data that do not fit before anything is written
         run = Run.create(settings.out, f"sweep-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
     try:

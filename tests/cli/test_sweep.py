@@ -41,6 +41,7 @@ def test_a_sweep_and_its_resumption_give_the_same_table(demos: Path, tmp_path: P
     record = tmp_path / "s" / "lip-1.7-s1" / "run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "interrupted"}))
     assert run("sweep", "--resume", str(tmp_path / "s"))[0] == 0
+    assert json.loads(record.read_text())["status"] == "finished"
     assert (tmp_path / "s" / "sweep.csv").read_bytes() == before and kept.stat().st_mtime_ns == stamp
 
 
