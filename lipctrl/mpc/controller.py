@@ -1,24 +1,27 @@
 """Nonlinear MPC: the optimal control problem solved at one measured state, with every returned point checked.
 
-What a solver says about itself is reported and never trusted: a `Solution` counts as feasible only if its point,
-put back into the problem, violates nothing.
+What a solver says about itself is reported and never trusted: a `Solution` is feasible if and only if its point, put
+back into the problem, violates nothing.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import casadi as ca
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
-from lipctrl.mpc.problem import OCP
-from lipctrl.mpc.shooting import Programme, Trajectory, transcribe
+from lipctrl.mpc.collocation import collocation_of
+from lipctrl.mpc.compiled import compiled
+from lipctrl.mpc.problem import OCP, Given
+from lipctrl.mpc.shooting import HERE, Programme, Trajectory, transcribe
 from lipctrl.plant import Plant
 
 Array = NDArray[np.float64]
+Transcription = Literal["shooting", "collocation"]
 FEASIBLE = 1e-6  # largest violation, in scaled units, of a solution that counts as feasible
 
 _QUIET = {"print_time": False, "error_on_fail": False}
@@ -28,17 +31,23 @@ _SQP = {
     "print_iteration": False,
     "print_status": False,
     "convexify_strategy": "eigen-reflect",
+    "convexify_margin": 1e-4,  # with the default 1e-7 daqp fails on collocation, whose inner states cost nothing
     "tol_pr": 1e-9,
     "tol_du": 1e-7,
     "max_iter": 50,
     "min_step_size": 1e-16,  # by default a start beside the optimum, whose first step is tiny, counts as failed
 }
+_QP = {"error_on_fail": False}
+_HPIPM = {**_QP, "inf": 1e6, "hpipm": {f"res_{c}_max": 1e-8 for c in "gbdm"}}
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sqpmethod-daqp": ("sqpmethod", {**_SQP, "qpsol": "daqp", "qpsol_options": {"error_on_fail": False}}),
-    "sqpmethod-piqp": ("sqpmethod", {**_SQP, "qpsol": "piqp", "qpsol_options": {"error_on_fail": False}}),
+    "sqpmethod-daqp": ("sqpmethod", {**_SQP, "qpsol": "daqp", "qpsol_options": _QP}),
+    "sqpmethod-piqp": ("sqpmethod", {**_SQP, "qpsol": "piqp", "qpsol_options": _QP}),
+    "sqpmethod-hpipm": ("sqpmethod", {**_SQP, "qpsol": "hpipm", "qpsol_options": _HPIPM}),
     "fatrop": ("fatrop", {"fatrop": {"print_level": 0, "tol": 1e-9}, "structure_detection": "auto"}),
     "ipopt": ("ipopt", {"ipopt": _IPOPT}),
 }
+STAGEWISE = ("fatrop", "sqpmethod-hpipm")  # rows must belong to one stage each, in the order of `transcribe`
+GENERAL = tuple(name for name in SOLVERS if name not in STAGEWISE)  # take any rows behind those
 _OTHER_MINIMUM = "it returned NaN and other minima than every other solver on our problems"
 UNSAFE = {
     "qrqp": _OTHER_MINIMUM,
@@ -54,7 +63,8 @@ class Solution:
     Attributes:
         states, inputs: planned trajectory, shapes (N+1, n) and (N, m).
         cost: of the OCP at that plan, recomputed.
-        feasible: the recomputed violation is at most 1e-6 and the solver reports success.
+        feasible: the recomputed violation is at most 1e-6: the plan can be applied, whatever the solver says.
+        converged: the solver reports an optimum. A plan that is feasible and not converged is a plan, not the best.
         violation: largest violation of dynamics, limits and terminal set, recomputed, in scaled units (`OCP.x_scale`).
         status: what the solver says about itself. iterations: its iterations, 0 if it does not count.
         wall_time: seconds for this call, all of it.
@@ -64,6 +74,7 @@ class Solution:
     inputs: Array
     cost: float
     feasible: bool
+    converged: bool
     violation: float
     status: str
     iterations: int
@@ -83,39 +94,37 @@ def check_solver(solver: str, known: Mapping[str, object], unsafe: Mapping[str, 
 
 
 def solve_programme(
-    solver: ca.Function, programme: Programme, x: ArrayLike, guess: Trajectory | None, extra: ArrayLike = ()
+    solver: ca.Function,
+    programme: Programme,
+    x: ArrayLike,
+    guess: Trajectory | None,
+    given: Given = HERE,
+    *,
+    repair: Callable[[Trajectory], Trajectory] | None = None,
 ) -> Solution:
     """Call a solver of `programme` at the measured state x (n,) and judge what comes back.
 
-    `extra` are the entries of the programme's parameter p behind those of the state.
+    Args:
+        repair: made of the returned plan before it is judged.
 
     Raises:
-        UserError: x or the guess has the wrong shape or is not finite.
+        UserError: x, the guess or what is given has the wrong shape or is not finite.
     """
-    begin, ocp = time.perf_counter(), programme.ocp
-    state, n, m = np.asarray(x, np.float64), len(ocp.x_ref), len(ocp.u_ref)
-    if state.shape != (n,) or not np.isfinite(state).all():
-        raise UserError(f"the state needs shape ({n},) and finite numbers, found {state}")
-    if guess is None:
-        share = np.linspace(0, 1, ocp.horizon + 1)[:, None]
-        guess = state + share * (ocp.x_ref - state), np.tile(ocp.u_ref, (ocp.horizon, 1))
-    if np.shape(guess[0]) != (ocp.horizon + 1, n) or np.shape(guess[1]) != (ocp.horizon, m):
-        raise UserError(
-            f"a guess needs states ({ocp.horizon + 1}, {n}) and inputs ({ocp.horizon}, {m}), "
-            f"found {np.shape(guess[0])} and {np.shape(guess[1])}"
-        )
-    p = np.append(programme.parameter(state), np.asarray(extra, np.float64))
-    limits = {"lbx": programme.lbx, "ubx": programme.ubx, "lbg": programme.lbg, "ubg": programme.ubg}
-    found = np.asarray(solver(x0=programme.pack(guess), p=p, **limits)["x"], np.float64).ravel()
+    begin = time.perf_counter()
+    p = programme.parameter(x, given)
+    start = programme.pack(_checked_guess(programme.ocp, np.asarray(x, np.float64), guess, given))
+    found, report = _call(solver, programme, start, p)
     z = np.clip(found, programme.lbx, programme.ubx)  # interior-point solvers widen bounds by about 1e-8
-    report = solver.stats()
+    if repair is not None:
+        z = programme.pack(repair(programme.unpack(z)))
     cost, violation = programme.judge(z, p)
     states, inputs = programme.unpack(z)
     return Solution(
         states=states,
         inputs=inputs,
         cost=cost,
-        feasible=violation <= FEASIBLE and bool(report["success"]),
+        feasible=violation <= FEASIBLE,
+        converged=violation <= FEASIBLE and bool(report["success"]),
         violation=violation,
         status=str(report["unified_return_status"]),
         iterations=max(int(report.get("iter_count", 0)), 0),
@@ -123,42 +132,176 @@ def solve_programme(
     )
 
 
+def _checked_guess(ocp: OCP, x: Array, guess: Trajectory | None, given: Given) -> Trajectory:
+    """The guess, by default a straight line to the reference with the inputs of the reference."""
+    n, m = len(ocp.x_ref), len(ocp.u_ref)
+    if guess is None:
+        goal = ocp.x_ref if given.x_ref is None else np.atleast_2d(given.x_ref)[-1]
+        share = np.linspace(0, 1, ocp.horizon + 1)[:, None]
+        guess = (
+            x + share * (goal - x),
+            np.broadcast_to(ocp.u_ref if given.u_ref is None else given.u_ref, (ocp.horizon, m)),
+        )
+    if np.shape(guess[0]) != (ocp.horizon + 1, n) or np.shape(guess[1]) != (ocp.horizon, m):
+        raise UserError(
+            f"a guess needs states ({ocp.horizon + 1}, {n}) and inputs ({ocp.horizon}, {m}), "
+            f"found {np.shape(guess[0])} and {np.shape(guess[1])}"
+        )
+    return guess
+
+
+def _call(solver: ca.Function, programme: Programme, start: Array, p: Array) -> tuple[Array, Mapping[str, Any]]:
+    """(returned point, what the solver says); a solver that breaks down has returned its start and no success."""
+    limits = {"lbx": programme.lbx, "ubx": programme.ubx, "lbg": programme.lbg, "ubg": programme.ubg}
+    try:
+        found = np.asarray(solver(x0=start, p=p, **limits)["x"], np.float64).ravel()
+        return found, solver.stats()
+    except RuntimeError as error:  # CasADi's only exception, also for "no statistics available"
+        reason = str(error).strip().splitlines()[-1] if str(error) else "unknown error"
+        return start, {"success": False, "unified_return_status": f"broke down: {reason}"}
+
+
+class _Watch(ca.Callback):
+    """Stops a solver at its first iteration after `end` (seconds of time.perf_counter)."""
+
+    def __init__(self, programme: Programme) -> None:
+        super().__init__()
+        sizes = {"x": len(programme.lbx), "g": len(programme.lbg), "p": programme.nlp["p"].numel(), "f": 1}
+        self.sizes = {**sizes, **{f"lam_{name}": size for name, size in sizes.items()}}
+        self.end = np.inf
+        self.construct("watch", {})
+
+    def get_n_in(self) -> int:
+        """Everything that a solver returns."""
+        return int(ca.nlpsol_n_out())
+
+    def get_n_out(self) -> int:
+        """Whether to stop."""
+        return 1
+
+    def get_sparsity_in(self, i: int) -> ca.Sparsity:
+        """Columns."""
+        return ca.Sparsity.dense(self.sizes[ca.nlpsol_out(i)])
+
+    def eval(self, _: Any) -> list[float]:
+        """1: stop."""
+        return [float(time.perf_counter() > self.end)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How NMPC solves its problem; the problem stays the same.
+
+    Attributes:
+        deadline: seconds after which the solver is stopped at its next iteration; the plan that it has by then is
+            judged as any other. None: no limit.
+        compiled: the functions of the problem as machine code. It takes a C compiler and seconds once, and makes a
+            solve two to three times faster.
+        real_time: a real-time iteration: one quadratic programme from the guess, whose plan is simulated before it is
+            judged (Diehl, Bock and Schloeder, SIAM Journal on Control and Optimization 43, 2005). The guess should be
+            the shifted plan of the step before; only for "sqpmethod-..." with shooting.
+    """
+
+    deadline: float | None = None
+    compiled: bool = False
+    real_time: bool = False
+
+
 @dataclass(frozen=True)
 class NMPC:
-    """Nonlinear MPC of a plant by direct multiple shooting. Holds no state: a warm start is an argument.
+    """Nonlinear MPC of a plant. Holds no state: a warm start is an argument.
 
     Attributes:
         plant, ocp: model and problem.
-        solver: "sqpmethod-daqp" (fastest for horizons up to about 10), "sqpmethod-piqp" (longer ones), "fatrop" or
-            "ipopt" (slowest, the reference).
+        solver: "sqpmethod-daqp" (fastest for horizons up to about 10), "sqpmethod-piqp" or "sqpmethod-hpipm" (longer
+            ones), "fatrop" or "ipopt" (slowest, the reference).
+        transcription: "shooting" over the plant's sampled model, or "collocation" of its continuous equations.
+        speed: deadline and compilation.
+
+    Raises:
+        UserError: the solver is unknown, refused or cannot take the problem's rows, sizes of plant and problem
+            differ, or there is no C compiler.
     """
 
     plant: Plant
     ocp: OCP
     solver: str = "sqpmethod-daqp"
+    transcription: Transcription = "shooting"
+    speed: Speed = Speed()
     _programme: Programme = field(init=False, repr=False)
     _solve: ca.Function = field(init=False, repr=False)
+    _watch: _Watch | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_solver(self.solver, SOLVERS, UNSAFE)
-        programme = transcribe(self.plant.update, self.ocp)
+        self._check_combination()
+        collocated = self.transcription == "collocation"
+        programme = transcribe(self.plant.update, self.ocp, collocation_of(self.plant) if collocated else None)
         plugin, options = SOLVERS[self.solver]
         options = {**_QUIET, **options}
         if plugin == "fatrop":
             options["equality"] = programme.equality
-        # the record is frozen for its users; these two are made here once
+        if self.speed.real_time:
+            options |= {"max_iter": 1, "max_iter_ls": 0}
+        watch = None if self.speed.deadline is None else _Watch(programme)
+        if watch is not None:
+            options["iteration_callback"] = watch
+        solve = ca.nlpsol("nmpc", plugin, programme.nlp, options)
+        if self.speed.compiled:
+            solve = ca.nlpsol("nmpc", plugin, str(compiled(solve)), options)
+        # the record is frozen for its users; these are made here once
         object.__setattr__(self, "_programme", programme)
-        object.__setattr__(self, "_solve", ca.nlpsol("nmpc", plugin, programme.nlp, options))
+        object.__setattr__(self, "_solve", solve)
+        object.__setattr__(self, "_watch", watch)
 
-    def solve(self, x: ArrayLike, guess: Trajectory | None = None) -> Solution:
+    def _check_combination(self) -> None:
+        collocated, speed = self.transcription == "collocation", self.speed
+        if self.solver in STAGEWISE and (collocated or self.ocp.u_rate is not None):
+            what = "collocation" if collocated else "rate limits"
+            raise UserError(
+                f"solver {self.solver!r} takes rows of one stage only, not {what}; use {', '.join(GENERAL)}"
+            )
+        if self.solver == "sqpmethod-hpipm" and self.ocp.soft is not None:
+            raise UserError("solver 'sqpmethod-hpipm' takes states and inputs only, not the slacks of soft limits")
+        if self.solver == "sqpmethod-daqp" and (self.ocp.margin is not None or not self.ocp.definite):
+            what = "at a plan through an obstacle" if self.ocp.margin is not None else "where a state costs nothing"
+            raise UserError(f"solver 'sqpmethod-daqp' fails {what}; use ipopt, fatrop, sqpmethod-piqp")
+        if speed.real_time and (collocated or not self.solver.startswith("sqpmethod")):
+            raise UserError(
+                "a real-time iteration is one of sqpmethod over the sampled model; use sqpmethod-daqp, shooting"
+            )
+        if speed.deadline is not None and (self.solver == "fatrop" or not speed.deadline > 0):
+            raise UserError(
+                f"a deadline must be positive, and fatrop takes none; found {speed.deadline} for {self.solver}"
+            )
+
+    def solve(self, x: ArrayLike, guess: Trajectory | None = None, given: Given = HERE) -> Solution:
         """The optimal plan from the measured state.
 
         Args:
             x: state (n,) in the plant's units.
             guess: states (N+1, n) and inputs (N, m) to start from, for example `Solution.shifted()`; by default a
                 straight line to the reference.
+            given: what is known beside the state.
 
         Raises:
             UserError: a shape does not match or a number is not finite.
         """
-        return solve_programme(self._solve, self._programme, x, guess)
+        if self._watch is not None and self.speed.deadline is not None:
+            self._watch.end = time.perf_counter() + self.speed.deadline
+        repair = self._simulated(given) if self.speed.real_time else None
+        return solve_programme(self._solve, self._programme, x, guess, given, repair=repair)
+
+    def _simulated(self, given: Given) -> Callable[[Trajectory], Trajectory]:
+        """The plan's inputs with the states that they lead to."""
+        w = np.broadcast_to(
+            0.0 if given.disturbance is None else given.disturbance, (self.ocp.horizon, len(self.plant.disturbance))
+        )
+
+        def simulated(plan: Trajectory) -> Trajectory:
+            states = [plan[0][0]]
+            for u, push in zip(plan[1], w, strict=True):
+                states.append(self.plant.step(states[-1], u, push))
+            return np.array(states), plan[1]
+
+        return simulated

@@ -11,8 +11,8 @@ from lipctrl.files import UserError
 from lipctrl.mpc.controller import Solution, check_solver, solve_programme
 from lipctrl.mpc.invariant import Polytope, box, maximal_invariant_set
 from lipctrl.mpc.lqr import lqr
-from lipctrl.mpc.problem import OCP
-from lipctrl.mpc.shooting import Programme, Trajectory, transcribe
+from lipctrl.mpc.problem import OCP, Given
+from lipctrl.mpc.shooting import HERE, Programme, Trajectory, transcribe
 from lipctrl.plant import Plant, discrete
 
 Array = NDArray[np.float64]
@@ -30,13 +30,15 @@ UNSAFE = {
 
 
 def linear_model(plant: Plant, x_ref: ArrayLike, u_ref: ArrayLike) -> ca.Function:
-    """x+ = f(x_ref, u_ref, 0) + A (x - x_ref) + B (u - u_ref) as a function (x, u, w) -> x+ without disturbance."""
+    """x+ = f(x_ref, u_ref, 0) + A (x - x_ref) + B (u - u_ref) + E w as a function (x, u, w) -> x+."""
     state, control = np.asarray(x_ref, np.float64), np.asarray(u_ref, np.float64)
-    A, B, _ = plant.linearise(state, control)
+    A, B, E = plant.linearise(state, control)
     after = plant.step(state, control)
     offset = ca.SX(after - A @ state - B @ control)
     sizes = len(plant.state), len(plant.input), len(plant.disturbance)
-    return discrete(lambda x, u, _: ca.mtimes(ca.DM(A), x) + ca.mtimes(ca.DM(B), u) + offset, *sizes)
+    return discrete(
+        lambda x, u, w: ca.mtimes(ca.DM(A), x) + ca.mtimes(ca.DM(B), u) + ca.mtimes(ca.DM(E), w) + offset, *sizes
+    )
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,21 @@ class LinearMPC:
             raise UserError(
                 "solver 'hpipm' takes states and inputs only, not the slacks of soft limits; use daqp, piqp"
             )
+        if self.solver == "hpipm" and self.ocp.u_rate is not None:
+            raise UserError("solver 'hpipm' knows limits of one stage only, not rate limits; use daqp, piqp")
+        if self.solver == "daqp" and not self.ocp.definite:
+            raise UserError("solver 'daqp' fails where a state costs nothing; use piqp, hpipm")
+        if self.ocp.margin is not None:
+            raise UserError("linear MPC takes no margin, which would have to be linear; use NMPC")
         programme = transcribe(linear_model(self.plant, self.ocp.x_ref, self.ocp.u_ref), self.ocp)
         options = {"print_time": False, "error_on_fail": False, **SOLVERS[self.solver]}
         # the record is frozen for its users; these two are made here once
         object.__setattr__(self, "_programme", programme)
         object.__setattr__(self, "_solve", ca.qpsol("linear_mpc", self.solver, programme.nlp, options))
 
-    def solve(self, x: ArrayLike, guess: Trajectory | None = None) -> Solution:
+    def solve(self, x: ArrayLike, guess: Trajectory | None = None, given: Given = HERE) -> Solution:
         """The optimal plan from the measured state; arguments as for `NMPC.solve`."""
-        return solve_programme(self._solve, self._programme, x, guess)
+        return solve_programme(self._solve, self._programme, x, guess, given)
 
 
 def terminal_set(plant: Plant, ocp: OCP) -> Polytope:
@@ -81,8 +89,9 @@ def terminal_set(plant: Plant, ocp: OCP) -> Polytope:
     With it as `OCP.terminal_set` and the LQR cost-to-go as P, linear MPC stays feasible and stable (Mayne et al. 2000).
 
     Raises:
-        UserError: the reference is not strictly inside the limits.
+        UserError: the reference is not strictly inside the limits, or the problem has rate limits or a margin.
     """
+    ocp.plain_limits("the terminal set")
     A, B, _ = plant.linearise(ocp.x_ref, ocp.u_ref)
     regulator = lqr(A, B, ocp.Q, ocp.R)
     states = box(ocp.x_low - ocp.x_ref, ocp.x_high - ocp.x_ref)

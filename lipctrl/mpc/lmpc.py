@@ -20,18 +20,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
-from lipctrl.mpc.controller import SOLVERS, UNSAFE, Solution, check_solver, solve_programme
-from lipctrl.mpc.problem import OCP
-from lipctrl.mpc.shooting import Programme, Trajectory, transcribe
+from lipctrl.mpc.controller import GENERAL, SOLVERS, UNSAFE, Solution, check_solver, solve_programme
+from lipctrl.mpc.problem import OCP, Given
+from lipctrl.mpc.shooting import HERE, Programme, Trajectory, transcribe
 
 Array = NDArray[np.float64]
-USABLE = [name for name in SOLVERS if name != "fatrop"]  # rows that join a stage with x_0 break its structure
-
-
-def state_positions(programme: Programme) -> NDArray[np.int64]:
-    """Where the entries of x_0..x_N are among the variables z, shape (N+1, n)."""
-    states, _ = programme.unpack(np.arange(len(programme.lbx), dtype=np.float64))
-    return np.rint((states - programme.ocp.x_ref) / programme.ocp.x_scale).astype(np.int64)
 
 
 def contractive(programme: Programme, lyapunov: Array, *, decay: float, small: float) -> Programme:
@@ -42,8 +35,9 @@ def contractive(programme: Programme, lyapunov: Array, *, decay: float, small: f
     """
     ocp, nlp = programme.ocp, programme.nlp
     matrix = ca.DM(ocp.x_scale[:, None] * lyapunov * ocp.x_scale / small)
-    limit = ca.fmax(decay * ca.bilin(matrix, nlp["p"], nlp["p"]), 1)
-    states = [nlp["x"][[int(i) for i in row]] for row in state_positions(programme)[1:]]
+    start = nlp["p"][: len(ocp.x_ref)]
+    limit = ca.fmax(decay * ca.bilin(matrix, start, start), 1)
+    states = [nlp["x"][row.tolist()] for row in programme.at_x[1:]]
     g = ca.vertcat(nlp["g"], *(ca.bilin(matrix, x, x) - limit for x in states))
     return replace(
         programme,
@@ -83,7 +77,7 @@ class LMPC:
     _solve: ca.Function = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_solver(self.solver, dict.fromkeys(USABLE), UNSAFE)
+        check_solver(self.solver, dict.fromkeys(GENERAL), UNSAFE)
         n, matrix = len(self.ocp.x_ref), self.lyapunov
         if np.shape(matrix) != (n, n) or not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix).min() <= 0:
             raise UserError(f"the Lyapunov matrix must be symmetric positive definite of shape ({n}, {n})")
@@ -103,7 +97,7 @@ class LMPC:
         deviation = np.asarray(x, np.float64) - self.ocp.x_ref
         return np.asarray(np.einsum("...i,ij,...j->...", deviation, self.lyapunov, deviation))
 
-    def solve(self, x: ArrayLike, guess: Trajectory | None = None) -> Solution:
+    def solve(self, x: ArrayLike, guess: Trajectory | None = None, given: Given = HERE) -> Solution:
         """The optimal contracting plan from the measured state; arguments as for `NMPC.solve`.
 
         From outside the region V <= level the solution is never feasible, and its status says so.
@@ -111,7 +105,7 @@ class LMPC:
         Raises:
             UserError: a shape does not match or a number is not finite.
         """
-        solution = solve_programme(self._solve, self._programme, x, guess)
+        solution = solve_programme(self._solve, self._programme, x, guess, given)
         start = float(self.value(x))
         if start <= self.level:
             return solution

@@ -12,26 +12,33 @@ from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
 from lipctrl.mpc.controller import Solution
-from lipctrl.mpc.shooting import Trajectory
+from lipctrl.mpc.problem import OCP, Given
+from lipctrl.mpc.shooting import HERE, Trajectory
 from lipctrl.policy import Policy
 
 Array = NDArray[np.float64]
 
 
 class Controller(Protocol):
-    """What solves one problem at one state: `NMPC`, `LinearMPC`."""
+    """What solves one problem at one state: `NMPC`, `LinearMPC`, `LMPC`, and what is built of them."""
 
-    def solve(self, x: ArrayLike, guess: Trajectory | None = None) -> Solution:
-        """The plan from state x (n,)."""
+    @property
+    def ocp(self) -> OCP:
+        """The problem."""
+        ...
+
+    def solve(self, x: ArrayLike, guess: Trajectory | None = None, given: Given = HERE) -> Solution:
+        """The plan from state x (n,), with what else is known."""
         ...
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What happened at one step: the solution, and why the fallback acted ("infeasible", "late") or None."""
+    """What happened at one step: the solution, why the fallback acted ("infeasible", "late") or None, the action."""
 
     solution: Solution
     fallback: str | None
+    action: Array
 
 
 def _same(observation: Array) -> Array:
@@ -47,7 +54,8 @@ class MPCPolicy:
     Attributes:
         controller: solves the problem.
         fallback: acts on the same observation when the solution is infeasible or late; None: that is an error.
-        deadline: seconds per solve, or None. The solver is not interrupted: its answer is not used if it took longer.
+        deadline: seconds per solve, or None. An answer that took longer is not used; `Speed.deadline` of the
+            controller, somewhat shorter, stops the solver in time.
         state_of: state (n,) of the plant from one observation; by default they are the same.
     """
 
@@ -83,18 +91,19 @@ class MPCPolicy:
     def _decide(self, observation: Array, last: Decision | None) -> tuple[Array, Decision]:
         # an infeasible plan is a bad place to start from
         guess = last.solution.shifted() if last is not None and last.solution.feasible else None
-        solution = self.controller.solve(self.state_of(observation), guess)
+        given = HERE if last is None or self.controller.ocp.u_rate is None else Given(previous=last.action)
+        solution = self.controller.solve(self.state_of(observation), guess, given)
         reason = None
         if not solution.feasible:
             reason = "infeasible"
         elif self.deadline is not None and solution.wall_time > self.deadline:
             reason = "late"
         if reason is None:
-            return solution.inputs[0], Decision(solution, None)
+            return solution.inputs[0], Decision(solution, None, solution.inputs[0])
         if self.fallback is None:
             raise UserError(
                 f"MPC has no usable solution at state {self.state_of(observation)} and no fallback policy: {reason} "
                 f"(solver says {solution.status}, violation {solution.violation:.2g}, {solution.wall_time:.3g} s)"
             )
         action = np.asarray(self.fallback.predict(observation, deterministic=True)[0], dtype=np.float64)
-        return action, Decision(solution, reason)
+        return action, Decision(solution, reason, action)

@@ -6,7 +6,7 @@ disturbed model holds the set-point, and the optimal plan leads the disturbed mo
 rest at a reachable target, the outputs are at their set-points, because at rest the observer leaves no innovation.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import casadi as ca
@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
-from lipctrl.mpc.controller import SOLVERS, UNSAFE, Solution, check_solver, solve_programme
-from lipctrl.mpc.lmpc import USABLE
+from lipctrl.mpc.controller import GENERAL, SOLVERS, UNSAFE, Solution, check_solver, solve_programme
 from lipctrl.mpc.mpc_policy import Decision
 from lipctrl.mpc.observer import DisturbanceModel, Estimate, Observer
-from lipctrl.mpc.problem import OCP
+from lipctrl.mpc.problem import OCP, Given
 from lipctrl.mpc.shooting import Programme, Trajectory, transcribe
 from lipctrl.mpc.target import Target, TargetSelector
 from lipctrl.plant import Plant
@@ -34,43 +33,11 @@ class OffsetFreeDecision(Decision):
     target: Target
 
 
-def _with_disturbance(plant: Plant, ocp: OCP, model: DisturbanceModel) -> Programme:
-    """min sum |x_k - x_s|_Q^2 + |u_k - u_s|_R^2 over x+ = f(x, u) + Bd d, with parameter ((x_0, d), x_s, u_s), scaled.
-
-    The disturbance is a constant part of the state. Its weight is that of deviations from d, which are zero.
-    """
-    n, p, m = *reversed(model.C.shape), len(ocp.u_ref)
-    z, u, w = ca.SX.sym("z", n + p), ca.SX.sym("u", m), ca.SX.sym("w", len(plant.disturbance))
-    after = plant.update(z[:n], u, w) + ca.mtimes(ca.DM(model.Bd), z[n:])
-    update = ca.Function("update", [z, u, w], [ca.vertcat(after, z[n:])])
-    unlimited = np.full(p, np.inf)
-    programme = transcribe(
-        update,
-        replace(
-            ocp,
-            Q=_padded(ocp.Q, p),
-            P=_padded(ocp.P, p),
-            x_ref=np.append(ocp.x_ref, np.zeros(p)),
-            x_low=np.append(ocp.x_low, -unlimited),
-            x_high=np.append(ocp.x_high, unlimited),
-        ),
-    )
-    size, nlp, augmented = len(programme.lbx), programme.nlp, programme.ocp
-    states, inputs = programme.unpack(np.arange(size, dtype=np.float64))  # where they are among the variables
-    target = ca.MX.sym("target", n + m)
-    shift = ca.MX.zeros(size)
-    for row in np.rint((states - augmented.x_ref) / augmented.x_scale).astype(int):
-        shift[row.tolist()] = ca.vertcat(target[:n], nlp["p"][n:])
-    for row in np.rint((inputs - augmented.u_ref) / augmented.u_scale).astype(int):
-        shift[row.tolist()] = target[n:]
-    cost, parameters = programme.rows(nlp["x"] - shift, nlp["p"])[0], ca.vertcat(nlp["p"], target)
-    rows = ca.Function("rows", [nlp["x"], parameters], [cost, nlp["g"]])
-    return replace(programme, nlp={**nlp, "p": parameters, "f": cost}, rows=rows)
-
-
-def _padded(weight: Array, size: int) -> Array:
-    n = len(weight)
-    return np.block([[weight, np.zeros((n, size))], [np.zeros((size, n)), np.eye(size)]])
+def disturbed(plant: Plant, model: DisturbanceModel) -> ca.Function:
+    """(x, u, d) -> f(x, u, 0) + Bd d: the plant with the estimated disturbance in the place of its own."""
+    x, u, d = ca.SX.sym("x", len(plant.state)), ca.SX.sym("u", len(plant.input)), ca.SX.sym("d", model.Bd.shape[1])
+    after = plant.update(x, u, ca.SX.zeros(len(plant.disturbance))) + ca.mtimes(ca.DM(model.Bd), d)
+    return ca.Function("update", [x, u, d], [after])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +65,12 @@ class OffsetFreeMPC:
     _selector: TargetSelector = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_solver(self.solver, dict.fromkeys(USABLE), UNSAFE)
+        check_solver(self.solver, dict.fromkeys(GENERAL), UNSAFE)
         if self.ocp.terminal_set is not None:
             raise UserError("offset-free MPC takes no terminal set: it belongs to one reference, and targets move")
         plant, model = self.observer.plant, self.observer.model
         selector = TargetSelector(plant, self.ocp, model, self.H)
-        programme = _with_disturbance(plant, self.ocp, model)
+        programme = transcribe(disturbed(plant, model), self.ocp)
         plugin, options = SOLVERS[self.solver]
         options = {"print_time": False, "error_on_fail": False, **options}
         # the record is frozen for its users; these are made here once
@@ -126,14 +93,8 @@ class OffsetFreeMPC:
             estimate, target: of the observer and of the target selector.
             guess: states (N+1, n) and inputs (N, m); by default a straight line to the target.
         """
-        ocp, n = self.ocp, len(estimate.x)
-        if guess is None:
-            share = np.linspace(0, 1, ocp.horizon + 1)[:, None]
-            guess = estimate.x + share * (target.x - estimate.x), np.tile(target.u, (ocp.horizon, 1))
-        start = np.hstack([guess[0], np.tile(estimate.d, (len(guess[0]), 1))]), guess[1]
-        extra = np.append((target.x - ocp.x_ref) / ocp.x_scale, (target.u - ocp.u_ref) / ocp.u_scale)
-        found = solve_programme(self._solve, self._programme, np.append(estimate.x, estimate.d), start, extra)
-        return replace(found, states=found.states[:, :n])
+        given = Given(disturbance=estimate.d, x_ref=target.x, u_ref=target.u)
+        return solve_programme(self._solve, self._programme, estimate.x, guess, given)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
@@ -173,4 +134,4 @@ class OffsetFreeMPC:
                 f"offset-free MPC has no usable solution at the estimate {estimate.x} (solver says {solution.status}, "
                 f"violation {solution.violation:.2g})"
             )
-        return OffsetFreeDecision(solution, None, estimate, target)
+        return OffsetFreeDecision(solution, None, solution.inputs[0], estimate, target)

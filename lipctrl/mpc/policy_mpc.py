@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
 from lipctrl.mpc.controller import NMPC, Solution
-from lipctrl.mpc.shooting import Trajectory
+from lipctrl.mpc.problem import OCP, Given
+from lipctrl.mpc.shooting import HERE, Trajectory
 from lipctrl.plant import Plant
 from lipctrl.policy import Policy
 
@@ -47,7 +48,12 @@ class PolicyWarmStart:
     controller: NMPC
     policy: Policy
 
-    def solve(self, x: ArrayLike, guess: Trajectory | None = None) -> Solution:
+    @property
+    def ocp(self) -> OCP:
+        """The controller's problem."""
+        return self.controller.ocp
+
+    def solve(self, x: ArrayLike, guess: Trajectory | None = None, given: Given = HERE) -> Solution:
         """As `NMPC.solve`; a given guess (the shifted plan) is not used. `wall_time` includes the rollout.
 
         Raises:
@@ -55,5 +61,5 @@ class PolicyWarmStart:
         """
         begin = time.perf_counter()
         start = policy_trajectory(self.controller.plant, self.policy, x, self.controller.ocp.horizon)
-        solution = self.controller.solve(x, start)
+        solution = self.controller.solve(x, start, given)
         return replace(solution, wall_time=time.perf_counter() - begin)

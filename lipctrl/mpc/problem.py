@@ -1,6 +1,8 @@
 """The optimal control problem of MPC: horizon, quadratic cost, limits and soft limits, as data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,8 +37,11 @@ class OCP:
         Q, R, P: stage and terminal weights, shapes (n, n), (m, m), (n, n), symmetric; R positive definite.
         x_ref, u_ref: reference, shapes (n,) and (m,).
         x_low, x_high, u_low, u_high: limits, may be infinite.
-        soft: price of exceeding the state limits; None: they are hard. The terminal set and input limits always are.
+        soft: price of exceeding the state limits; None: they are hard. All other limits always are.
         terminal_set: polytope that holds x_N, or None.
+        u_rate: the most that each input may change from step to step, (m,), or None.
+        margin: function of a state (n,), numbers or CasADi symbols, that gives one or more numbers which must not be
+            negative at x_1..x_N (an obstacle), or None.
     """
 
     horizon: int
@@ -51,6 +56,8 @@ class OCP:
     u_high: Array
     soft: Softness | None = None
     terminal_set: Polytope | None = None
+    u_rate: Array | None = None
+    margin: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         n, m = len(self.x_ref), len(self.u_ref)
@@ -75,6 +82,23 @@ class OCP:
                     raise UserError(f"the prices of soft limits need shape ({n},), all positive")
         if self.terminal_set is not None and self.terminal_set.H.shape[1] != n:
             raise UserError(f"the terminal set needs {n} columns, found {self.terminal_set.H.shape[1]}")
+        if self.u_rate is not None and (self.u_rate.shape != (m,) or not (self.u_rate > 0).all()):
+            raise UserError(f"the rate limits need shape ({m},), all positive, found {self.u_rate}")
+
+    def plain_limits(self, purpose: str) -> None:
+        """Refuse what a set or proof about constant limits does not know.
+
+        Raises:
+            UserError: the problem has rate limits or a margin.
+        """
+        for name, value in (("rate limits", self.u_rate), ("a margin", self.margin)):
+            if value is not None:
+                raise UserError(f"{purpose} knows limits of states and inputs only, the problem has {name}")
+
+    @property
+    def definite(self) -> bool:
+        """Whether every deviation of a state costs something: Q and P are positive definite."""
+        return all(np.linalg.eigvalsh(w).min() > 1e-9 * np.abs(w).max() for w in (self.Q, self.P))
 
     @property
     def x_scale(self) -> Array:
@@ -85,6 +109,22 @@ class OCP:
     def u_scale(self) -> Array:
         """The same for each input."""
         return _scale(self.R, self.u_low, self.u_high)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known at one step beside the state; what is None is as the OCP says.
+
+    Attributes:
+        previous: the input before, (m,), from which rate limits count; None: u_0 is free of them.
+        disturbance: estimate of w, (d,) for the whole horizon or one per step, (N, d); None: zero.
+        x_ref: reference of the cost, (n,) or one per stage (N+1, n). u_ref: the same, (m,) or (N, m).
+    """
+
+    previous: Array | None = None
+    disturbance: Array | None = None
+    x_ref: Array | None = None
+    u_ref: Array | None = None
 
 
 def _scale(weight: Array, low: Array, high: Array) -> Array:
@@ -105,6 +145,7 @@ def regulation(
     u_ref: ArrayLike | None = None,
     soft: Softness | None = None,
     terminal_set: Polytope | None = None,
+    margin: Callable[[Any], Any] | None = None,
 ) -> OCP:
     """The problem of holding a plant at a steady state, with the plant's limits.
 
@@ -114,7 +155,7 @@ def regulation(
         horizon: number of steps.
         P: terminal weight (n, n); by default the LQR cost-to-go at the reference.
         x_ref, u_ref: reference; by default the plant's equilibrium.
-        soft, terminal_set: see `OCP`. To override limits use `dataclasses.replace` on the result.
+        soft, terminal_set, margin: see `OCP`. To override limits use `dataclasses.replace` on the result.
 
     Raises:
         UserError: shapes do not match, or P is needed and the linearisation cannot be stabilised.
@@ -138,4 +179,5 @@ def regulation(
         u_high=np.array(plant.input.high, np.float64),
         soft=soft,
         terminal_set=terminal_set,
+        margin=margin,
     )

@@ -22,9 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
-from lipctrl.mpc.controller import FEASIBLE, SOLVERS, UNSAFE, check_solver
+from lipctrl.mpc.controller import FEASIBLE, GENERAL, SOLVERS, UNSAFE, check_solver
 from lipctrl.mpc.invariant import Polytope
-from lipctrl.mpc.lmpc import state_positions
 from lipctrl.mpc.problem import OCP
 from lipctrl.mpc.shooting import Programme, Trajectory, transcribe
 from lipctrl.plant import Plant
@@ -32,7 +31,6 @@ from lipctrl.policy import Policy
 
 Array = NDArray[np.float64]
 Source = Literal["policy", "plan", "backup", "lost"]
-USABLE = [name for name in SOLVERS if name != "fatrop"]
 # the solver's limits are this much tighter, in scaled units, so that its plans hold the real ones
 MARGIN = 2 * FEASIBLE
 UNCHANGED = 1e-6  # a change of the action by no more than this, in scaled units, is not an intervention
@@ -149,11 +147,12 @@ class SafetyFilter:
     _solve: ca.Function = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_solver(self.solver, dict.fromkeys(USABLE), UNSAFE)
+        check_solver(self.solver, dict.fromkeys(GENERAL), UNSAFE)
         if (self.ocp.terminal_set is None) == (self.level_set is None):
             raise UserError("a safety filter needs one terminal set: `ocp.terminal_set` or `level_set`")
         if self.ocp.soft is not None:
             raise UserError("a safety filter needs hard state limits, found soft ones")
+        self.ocp.plain_limits("a safety filter")
         if self.level_set is not None:
             reach = np.sqrt(self.level_set.level * np.diag(np.linalg.inv(self.level_set.P)))
             beyond = (self.level_set.center - reach < self.ocp.x_low) | (
@@ -268,12 +267,9 @@ def _nearest_action(programme: Programme, level_set: LevelSet | None) -> Program
     """The programme with the cost |u_0 - wish|^2, the wish as a further parameter, and x_N in the level set."""
     ocp, nlp = programme.ocp, programme.nlp
     z, wish = nlp["x"], ca.MX.sym("wish", len(ocp.u_ref))
-    _, inputs = programme.unpack(np.arange(len(programme.lbx), dtype=np.float64))
-    first = [int(i) for i in np.rint((inputs[0] - ocp.u_ref) / ocp.u_scale)]
-    cost, rows, low, high = ca.sumsqr(z[first] - wish), nlp["g"], programme.lbg, programme.ubg
+    cost, rows, low, high = ca.sumsqr(z[programme.at_u[0].tolist()] - wish), nlp["g"], programme.lbg, programme.ubg
     if level_set is not None:
-        last = [int(i) for i in state_positions(programme)[-1]]
-        deviation = ca.DM(ocp.x_ref - level_set.center) + ca.DM(ocp.x_scale) * z[last]
+        deviation = ca.DM(ocp.x_ref - level_set.center) + ca.DM(ocp.x_scale) * z[programme.at_x[-1].tolist()]
         rows = ca.vertcat(rows, ca.bilin(ca.DM(level_set.P / level_set.level), deviation, deviation))
         low, high = np.append(low, -np.inf), np.append(high, 1 - 10 * FEASIBLE)
     p = ca.vertcat(nlp["p"], wish)

@@ -22,18 +22,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
-from lipctrl.mpc.controller import FEASIBLE, SOLVERS, UNSAFE, Solution, check_solver, solve_programme
-from lipctrl.mpc.lmpc import state_positions
+from lipctrl.mpc.controller import FEASIBLE, GENERAL, SOLVERS, UNSAFE, Solution, check_solver, solve_programme
 from lipctrl.mpc.policy_mpc import policy_trajectory
-from lipctrl.mpc.problem import OCP
-from lipctrl.mpc.shooting import Programme, Trajectory, transcribe
+from lipctrl.mpc.problem import OCP, Given
+from lipctrl.mpc.shooting import HERE, Programme, Trajectory, transcribe
 from lipctrl.nn.plain import PlainNet
 from lipctrl.plant import Plant
 from lipctrl.policy import PlainPolicy
 from lipctrl.symbolic.network import to_casadi
 
 Array = NDArray[np.float64]
-USABLE = [name for name in SOLVERS if name != "fatrop"]  # needs constraints of one stage each, in its own order
 
 
 def policy_step(plant: Plant, ocp: OCP, net: PlainNet) -> ca.Function:
@@ -53,8 +51,7 @@ def with_policy_tail(programme: Programme, plant: Plant, ocp: OCP, net: PlainNet
         ocp: gives cost, limits and the terminal set, which now holds x_{N+M}.
     """
     step, nlp = policy_step(plant, ocp, net), programme.nlp
-    last = [int(i) for i in state_positions(programme)[-1]]
-    state = ca.DM(ocp.x_ref) + ca.DM(ocp.x_scale) * nlp["x"][last]
+    state = ca.DM(ocp.x_ref) + ca.DM(ocp.x_scale) * nlp["x"][programme.at_x[-1].tolist()]
     rows: list[ca.MX] = [nlp["g"]]
     cost, low, high = nlp["f"], [programme.lbg], [programme.ubg]
     limited = [int(i) for i in np.flatnonzero(np.isfinite(ocp.x_low) | np.isfinite(ocp.x_high))]
@@ -103,7 +100,7 @@ class PolicyTerminalMPC:
     _solve: ca.Function = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_solver(self.solver, dict.fromkeys(USABLE), UNSAFE)
+        check_solver(self.solver, dict.fromkeys(GENERAL), UNSAFE)
         n, m = len(self.ocp.x_ref), len(self.ocp.u_ref)
         if (self.net.input_size, self.net.output_size) != (n, m):
             raise UserError(
@@ -114,6 +111,7 @@ class PolicyTerminalMPC:
             raise UserError(f"the rollout must be at least 1 step, found {self.rollout}")
         if self.ocp.soft is not None:
             raise UserError("a terminal policy needs hard state limits: its rollout has no slacks")
+        self.ocp.plain_limits("a terminal policy")
         free = replace(self.ocp, P=np.zeros_like(self.ocp.P), terminal_set=None)
         programme = with_policy_tail(transcribe(self.plant.update, free), self.plant, self.ocp, self.net, self.rollout)
         plugin, options = SOLVERS[self.solver]
@@ -122,7 +120,7 @@ class PolicyTerminalMPC:
         object.__setattr__(self, "_programme", programme)
         object.__setattr__(self, "_solve", ca.nlpsol("policy_terminal", plugin, programme.nlp, options))
 
-    def solve(self, x: ArrayLike, guess: Trajectory | None = None) -> Solution:
+    def solve(self, x: ArrayLike, guess: Trajectory | None = None, given: Given = HERE) -> Solution:
         """The optimal plan from the measured state; arguments as for `NMPC.solve`.
 
         Without a guess the solver starts from the policy's own trajectory; a guess ends with the policy's input. The
@@ -133,12 +131,13 @@ class PolicyTerminalMPC:
             UserError: a shape does not match, a number is not finite, or the policy's trajectory is not.
         """
         begin = time.perf_counter()
+        if given.x_ref is not None or given.u_ref is not None or given.disturbance is not None:
+            raise UserError("a terminal policy belongs to the reference and the undisturbed model of its problem")
         if guess is None:
             start = policy_trajectory(self.plant, PlainPolicy(self.net), x, self.ocp.horizon)
         else:
             start = self._continued(guess)
         found = solve_programme(self._solve, self._programme, x, start)
-        found = replace(found, feasible=found.violation <= FEASIBLE)
         cost, violation = self._programme.judge(self._programme.pack(start), self._programme.parameter(np.asarray(x)))
         if violation <= FEASIBLE and not (found.feasible and found.cost <= cost):
             status = f"the start is kept ({found.status})"

@@ -310,3 +310,4 @@ def _check_plant(plant: Plant, ocp: OCP) -> None:
         raise UserError("a tube needs a reference at which the plant rests")
     if ocp.soft is not None:
         raise UserError("a tube needs hard state limits, found soft ones")
+    ocp.plain_limits("a tube")

@@ -16,8 +16,8 @@ from lipctrl.mpc.linear import LinearMPC
 from lipctrl.mpc.loop import ClosedLoop, simulate
 from lipctrl.mpc.lqr import lqr
 from lipctrl.mpc.mpc_policy import Controller
-from lipctrl.mpc.problem import regulation
-from lipctrl.mpc.shooting import Trajectory
+from lipctrl.mpc.problem import OCP, Given, regulation
+from lipctrl.mpc.shooting import HERE, Trajectory
 from lipctrl.nn.plain import PlainNet
 from lipctrl.policy import PlainPolicy
 
@@ -37,7 +37,11 @@ class Troubled:
     infeasible: tuple[int, ...]
     calls: list[int]
 
-    def solve(self, x: ArrayLike, guess: Trajectory | None = None) -> Solution:
+    @property
+    def ocp(self) -> OCP:
+        return self.controller.ocp
+
+    def solve(self, x: ArrayLike, guess: Trajectory | None = None, given: Given = HERE) -> Solution:
         solution, k = self.controller.solve(x, guess), len(self.calls)
         self.calls.append(k)
         return replace(solution, wall_time=9.0 if k in self.late else 0.0, feasible=k not in self.infeasible)

@@ -8,8 +8,8 @@ import pytest
 
 from lipctrl.envs.cstr import LEVEL, TERMINAL_LEVEL, P, cstr_plant, lyapunov
 from lipctrl.files import UserError
-from lipctrl.mpc.controller import NMPC
-from lipctrl.mpc.lmpc import LMPC, USABLE
+from lipctrl.mpc.controller import GENERAL, NMPC
+from lipctrl.mpc.lmpc import LMPC
 from lipctrl.mpc.loop import ClosedLoop, simulate
 from lipctrl.mpc.mpc_policy import MPCPolicy
 from lipctrl.mpc.problem import OCP, regulation
@@ -30,7 +30,7 @@ def problem(horizon: int = 6) -> OCP:
     return regulation(PLANT, Q, R, horizon=horizon)
 
 
-def lmpc(model: ca.Function = PLANT.update, *, decay: float = DECAY, solver: str = USABLE[0]) -> LMPC:
+def lmpc(model: ca.Function = PLANT.update, *, decay: float = DECAY, solver: str = GENERAL[0]) -> LMPC:
     return LMPC(model=model, ocp=problem(), lyapunov=P, level=LEVEL, small=TERMINAL_LEVEL, decay=decay, solver=solver)
 
 
@@ -45,7 +45,7 @@ def run(controller: LMPC | NMPC, x: np.ndarray, steps: int = 60) -> tuple[Closed
     return loop, lyapunov(loop.states, X_REF)
 
 
-@pytest.mark.parametrize("solver", USABLE)
+@pytest.mark.parametrize("solver", GENERAL)
 @pytest.mark.parametrize("start", range(4))
 def test_v_contracts_to_the_small_set_and_stays_there(start: int, solver: str) -> None:
     loop, V = run(lmpc(solver=solver), STARTS[start], steps=110)

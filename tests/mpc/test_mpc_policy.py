@@ -47,7 +47,9 @@ def test_hidden_state_is_the_warm_start() -> None:
     guesses = []
 
     class Watched:
-        def solve(self, x, guess=None):  # type: ignore[no-untyped-def]
+        ocp = OCP
+
+        def solve(self, x, guess, given):  # type: ignore[no-untyped-def]
             guesses.append(guess)
             return LinearMPC(PLANT, OCP).solve(x, guess)
 

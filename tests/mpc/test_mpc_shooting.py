@@ -56,7 +56,7 @@ def test_every_kind_of_violation_is_measured_in_scales() -> None:
     gap = states.copy()
     gap[2, 1] += 0.3  # K, of a scale of 10
     assert made.judge(made.pack((gap, inputs)), start)[1] == pytest.approx(0.03, rel=0.5)
-    assert made.judge(made.pack((states, inputs)), start + [0.2, 0.0])[1] == pytest.approx(0.2)
+    assert made.judge(made.pack((states, inputs)), start + 0.2 * np.eye(1, len(start))[0])[1] == pytest.approx(0.2)
     tight = replace(made.ocp, u_high=np.array([inputs[:, 0].max() - 0.35, 5e5]), u_low=np.array([0.5, -5e5]))
     narrow = transcribe(PLANT.update, tight)
     judged = narrow.judge(narrow.pack((states, inputs)), narrow.parameter(states[0]))[1]

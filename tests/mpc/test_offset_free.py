@@ -8,9 +8,8 @@ import pytest
 from lipctrl.envs.linear import double_integrator
 from lipctrl.envs.quad_tank import quad_tank_plant
 from lipctrl.files import UserError
-from lipctrl.mpc.controller import NMPC
+from lipctrl.mpc.controller import GENERAL, NMPC
 from lipctrl.mpc.invariant import box
-from lipctrl.mpc.lmpc import USABLE
 from lipctrl.mpc.loop import ClosedLoop, simulate
 from lipctrl.mpc.lqr import lqr
 from lipctrl.mpc.mpc_policy import MPCPolicy
@@ -30,7 +29,7 @@ def free(x: np.ndarray, u: np.ndarray) -> float:
     return 0.0
 
 
-def integrator_policy(setpoint: float, solver: str = USABLE[0]) -> OffsetFreeMPC:
+def integrator_policy(setpoint: float, solver: str = GENERAL[0]) -> OffsetFreeMPC:
     """Position measured, a constant force estimated."""
     model = DisturbanceModel(np.array([[1.0, 0.0]]), np.array([[0.0], [1.0]]), np.zeros((1, 1)))
     observer = kalman_observer(INTEGRATOR, model, process=np.eye(2), disturbance=[[0.3]], measurement=[[1.0]])
@@ -67,7 +66,7 @@ def run(plant: Plant, policy: Policy, x: np.ndarray, steps: int, C: np.ndarray, 
     return loop
 
 
-@pytest.mark.parametrize("solver", USABLE)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_double_integrator_under_a_constant_force(solver: str) -> None:
     force, C = 0.4, np.array([[1.0, 0.0]])
     loop = run(INTEGRATOR, integrator_policy(2.0, solver), np.array([-1.0, 0.5]), 120, C, [0.0, force])
