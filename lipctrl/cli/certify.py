@@ -13,7 +13,7 @@ from rich.table import Table
 from lipctrl.certify.bracket import Bracket, certify
 from lipctrl.certify.certificate import Box, Certificate
 from lipctrl.certify.jacobian import gains
-from lipctrl.cli.experts import make_env
+from lipctrl.cli.experts import plant_env
 from lipctrl.cli.loading import KINDS, load_network
 from lipctrl.cli.progress import CONSOLE
 from lipctrl.config import parse
@@ -50,8 +50,8 @@ class CertifySettings:
     """Exit with status 3 if the proved bound is larger than this."""
     closed_loop: bool = False
     """Also print what the bound means in the loop of --plant: stability, tolerable measurement error, regret."""
-    plant: str = "lipctrl/DoubleIntegrator-v0"
-    """Gymnasium id of the environment for --closed-loop; needs an LQR expert and the state as observation."""
+    plant: str = "double-integrator"
+    """Plant for --closed-loop, by short name or environment id; needs an LQR expert and the state as observation."""
     measurement: float = 0.0
     """Largest measurement error for --closed-loop, l2, in raw units of the observation."""
     level: float | None = None
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str]) -> None:
 
         start = None if settings.start is None else np.array(settings.start)
         table = closed_loop(
-            loop_of(make_env(settings.plant)), net, measurement=settings.measurement, level=settings.level, start=start
+            loop_of(plant_env(settings.plant)), net, measurement=settings.measurement, level=settings.level, start=start
         )
         show_closed_loop(f"in the loop of {settings.plant}", table)
     for k, one in enumerate(bracket.outputs):

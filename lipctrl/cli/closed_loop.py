@@ -33,6 +33,7 @@ from lipctrl.envs.base import PlantEnv
 from lipctrl.envs.pendulum import GRAVITY
 from lipctrl.files import UserError
 from lipctrl.mpc.lqr import LqrSolution
+from lipctrl.mpc.tube import mismatch_network
 from lipctrl.nn.plain import PlainNet
 
 Array = NDArray[np.float64]
@@ -92,14 +93,6 @@ def loop_of(env: Env) -> Loop:
         where = "plant with a matched nonlinearity, bounded on the level set"
         return Loop(B, solution, low, high, *limits, MATCHED[plant.name], "bound", where)
     return Loop(B, solution, low, high, *limits, lambda r: 0.0, "estimate", "linearisation at the equilibrium only")
-
-
-def error_network(net: PlainNet, K: Array) -> PlainNet:
-    """x -> pi(x) + K x before output limits: the policy's error against u = -K x."""
-    free = net.without_limits()
-    last = dict(free.blocks[-1])
-    last[0] = last[0] + K if 0 in last else K
-    return replace(free, blocks=(*free.blocks[:-1], last), multipliers=None)
 
 
 def level_without_saturation(loop: Loop, net: PlainNet, lip: float, measurement: float) -> float:
@@ -179,7 +172,7 @@ def closed_loop(
         raise UserError(f"the start needs {len(loop.B)} numbers, found {len(start)}")
     if net.input_size != len(loop.B) or net.output_size != loop.B.shape[1]:
         raise UserError(f"the policy maps {net.input_size} to {net.output_size}; the plant has {loop.B.shape}")
-    policy, error = certify(net.without_limits()), error_network(net, loop.expert.K)
+    policy, error = certify(net.without_limits()), mismatch_network(net.without_limits(), loop.expert.K)
     lip, offset = policy.upper.bound, float(np.linalg.norm(net.without_limits()(np.zeros(net.input_size))))
     largest = level_without_saturation(loop, net, lip, measurement)
     if largest <= 0:

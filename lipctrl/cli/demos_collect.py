@@ -56,7 +56,7 @@ def named_expert(name: str, env: Env) -> tuple[Policy, str]:
         expert = lqr_expert(env)
         return expert.policy, expert.description
     if name == "mpc":
-        return mpc_policy(env, "nmpc", None, MPC_HORIZON), f"NMPC, horizon {MPC_HORIZON}"
+        return mpc_policy(env, MPC_HORIZON), f"NMPC, horizon {MPC_HORIZON}"
     net = load_network(Path(name))
     sizes = (net.input_size,), (net.output_size,)
     if sizes != (env.observation_space.shape, env.action_space.shape):

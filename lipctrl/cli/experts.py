@@ -1,5 +1,6 @@
 """Experts, environments and names by what the command line calls them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-import lipctrl.envs  # noqa: F401  # registers the environments
+from lipctrl.envs import ENVIRONMENTS
 from lipctrl.envs.base import PlantEnv
 from lipctrl.envs.mujoco_tasks.linearise import linearise
 from lipctrl.files import UserError, nearest
@@ -43,6 +44,24 @@ def make_env(env_id: str, **arguments: Any) -> Env:
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             raise UserError(f"{env_id} has {name} in {space}; lipctrl needs a box of one axis")
     return env
+
+
+def plant_env(name: str) -> Env:
+    """The environment of a plant by its short name, such as "cstr" or "quad-tank", or by its id.
+
+    Raises:
+        UserError: no such plant or environment (names the nearest).
+    """
+    known = {_short(env_id): env_id for env_id in ENVIRONMENTS}
+    if "/" not in name and name not in known and name not in gymnasium.registry:
+        raise nearest(name, known, "plant")
+    return make_env(known.get(name, name))
+
+
+def _short(env_id: str) -> str:
+    """ "lipctrl/QuadTank-v0" -> "quad-tank"."""
+    words = env_id.split("/")[-1].rsplit("-v", 1)[0]
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", words).lower()
 
 
 def signal_names(env: Env) -> tuple[tuple[str, ...], tuple[str, ...]]:

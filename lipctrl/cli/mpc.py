@@ -1,11 +1,10 @@
-"""`lipctrl mpc`: model predictive control of a plant in closed loop, alone or beside a learned policy."""
+"""`lipctrl mpc`: a plant in closed loop under model predictive control, a learned policy, or both together."""
 
 import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,78 +12,147 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lipctrl.cli.experts import Env, make_env, signal_names
+from lipctrl.attacks import ATTACKS
+from lipctrl.cli.experts import Env, plant_env, signal_names
 from lipctrl.cli.loading import load_network
+from lipctrl.cli.mpc_modes import (
+    Choice,
+    ControllerName,
+    Mode,
+    attacked,
+    combination,
+    controller_of,
+    findings,
+    limited,
+    plant_of,
+)
 from lipctrl.cli.progress import bar
 from lipctrl.config import parse
 from lipctrl.envs.base import PlantEnv
 from lipctrl.evaluation.plots import trajectories
 from lipctrl.evaluation.rollout import Trace
 from lipctrl.files import UserError, write_text
-from lipctrl.mpc.controller import NMPC
-from lipctrl.mpc.linear import LinearMPC
+from lipctrl.mpc.controller import Speed, Transcription
 from lipctrl.mpc.loop import ClosedLoop, simulate
 from lipctrl.mpc.mpc_policy import MPCPolicy
-from lipctrl.mpc.problem import regulation
+from lipctrl.nn.plain import PlainNet
 from lipctrl.policy import PlainPolicy, Policy
 from lipctrl.runs import Run
 
 Array = NDArray[np.float64]
-Controller = Literal["nmpc", "linear"]
-SOLVERS = {
-    "nmpc": ("sqpmethod-daqp", "sqpmethod-piqp", "fatrop", "ipopt"),
-    "linear": ("daqp", "piqp", "hpipm"),
-}
+Measure = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
 class MpcSettings:
     """Settings of `lipctrl mpc`."""
 
-    env: str = "lipctrl/Cstr-v0"
-    """Gymnasium id of an environment with a symbolic plant."""
-    controller: Controller = "nmpc"
-    """nmpc (the plant's own equations) or linear (linearised at the equilibrium, a QP)."""
+    plant: str = "cstr"
+    """Plant, such as cstr, quad-tank, double-integrator (`lipctrl list` shows them), or an environment id."""
+    controller: ControllerName = "nmpc"
+    """nmpc (the plant's own equations), linear (linearised at the equilibrium, a QP), lmpc (NMPC that must bring a
+    Lyapunov function down) or policy (the network of --policy alone)."""
+    mode: Mode | None = None
+    """Put the network of --policy beside MPC: warm-start (it starts the solver), terminal (it acts behind the
+    horizon), filter (MPC changes its action as little as safety needs), fallback (it acts when MPC is late or
+    infeasible), tube (its proved constant tightens the limits; every attack of the library at --radius is tried)."""
+    policy: str | None = None
+    """Network to run the loop with: run folder or network file. Without --mode it runs beside the controller."""
     solver: str | None = None
-    """nmpc: sqpmethod-daqp (default), sqpmethod-piqp, fatrop, ipopt. linear: daqp (default), piqp, hpipm."""
+    """nmpc: sqpmethod-daqp (default), sqpmethod-piqp, sqpmethod-hpipm, fatrop, ipopt (default with an obstacle);
+    linear: daqp (default), piqp, hpipm; lmpc: sqpmethod-daqp (default), sqpmethod-piqp, ipopt."""
     horizon: int = 20
     """Steps that the controller looks ahead."""
-    policy: str | None = None
-    """A network to run the same loop with, for comparison: run folder or network file."""
+    state_low: tuple[float, ...] | None = None
+    """Lower state limits in the plant's units, one per state; none: the plant's own."""
+    state_high: tuple[float, ...] | None = None
+    """Upper state limits, the same."""
+    rate: tuple[float, ...] | None = None
+    """The most that each input may change from step to step; none: no rate limits."""
+    transcription: Transcription = "shooting"
+    """nmpc: shooting (the sampled model) or collocation (the continuous equations, for stiff plants)."""
+    deadline: float | None = None
+    """nmpc: seconds after which the solver is stopped; the plan that it has by then is used if it is feasible. In
+    mode fallback the policy acts in its place."""
+    compiled: bool = False
+    """nmpc: compile the functions of the problem with the machine's C compiler; two to three times faster."""
+    real_time: bool = False
+    """nmpc: one quadratic programme per step instead of a full solve."""
+    rollout: int = 20
+    """Mode terminal: steps that the policy acts behind the horizon."""
+    radius: float = 0.01
+    """Mode tube: largest measurement error, in the largest component, in the plant's units."""
     steps: int = 100
     """Steps to simulate."""
     start: tuple[float, ...] | None = None
     """Start state in the plant's units; none: drawn by the environment."""
     seed: int = 0
-    """Seed of the drawn start state."""
+    """Seed of the drawn start state and of random attacks."""
     out: str | None = None
-    """Run folder; by default the first free runs/mpc-<environment>-<k>."""
+    """Run folder; by default the first free runs/mpc-<plant>-<k>."""
 
     def __post_init__(self) -> None:
-        if self.solver is not None and self.solver not in SOLVERS[self.controller]:
-            known = ", ".join(SOLVERS[self.controller])
-            raise ValueError(f"unknown solver {self.solver!r} for {self.controller}; known: {known}")
-        if self.horizon < 1 or self.steps < 1:
-            raise ValueError(f"horizon and steps must be at least 1, found {self.horizon} and {self.steps}")
+        for name in ("horizon", "steps", "rollout"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 <= self.radius < np.inf:
+            raise ValueError(f"radius must be finite and not negative, found {self.radius}")
+        if self.policy is None and (self.mode is not None or self.controller == "policy"):
+            wanted = f"--mode {self.mode}" if self.mode is not None else "--controller policy"
+            raise ValueError(f"{wanted} needs a network: --policy RUN_OR_FILE")
+        if self.mode is not None and self.controller != "nmpc":
+            raise ValueError(f"--mode {self.mode} brings its own controller; leave --controller out")
 
 
-def mpc_policy(env: Env, controller: Controller, solver: str | None, horizon: int) -> MPCPolicy:
-    """The MPC of an environment: its plant, limits and quadratic cost, the LQR's cost-to-go as terminal cost.
+@dataclass(frozen=True)
+class Contender:
+    """A policy with what it measures of a state."""
+
+    policy: Policy
+    measure: Measure
+
+
+def mpc_policy(env: Env, horizon: int) -> MPCPolicy:
+    """The NMPC of an environment: its plant, limits and quadratic cost.
 
     Raises:
         UserError: the environment has no symbolic plant or no quadratic cost.
     """
-    inner = env.unwrapped
-    name = env.spec.id if env.spec is not None else type(inner).__name__
-    if not isinstance(inner, PlantEnv):
-        raise UserError(f"{name} has no symbolic plant; MPC needs one of lipctrl's own environments")
-    if inner.Q is None or inner.R is None:
-        raise UserError(f"{name} does not declare a quadratic cost, which this MPC regulates")
-    ocp = regulation(inner.plant, inner.Q, inner.R, horizon=horizon)
-    name = solver or SOLVERS[controller][0]
-    if controller == "nmpc":
-        return MPCPolicy(NMPC(inner.plant, ocp, name), state_of=inner.state_of)
-    return MPCPolicy(LinearMPC(inner.plant, ocp, name), state_of=inner.state_of)
+    inner = plant_of(env)
+    return MPCPolicy(controller_of(inner, "nmpc", Choice(horizon=horizon)), state_of=inner.state_of)
+
+
+def contenders(settings: MpcSettings, inner: PlantEnv, net: PlainNet | None) -> dict[str, Contender]:
+    """Every policy that the command runs, by name."""
+    speed = Speed(deadline=settings.deadline, compiled=settings.compiled, real_time=settings.real_time)
+    choice = Choice(settings.solver, settings.horizon, settings.rate, settings.transcription, speed)
+    found: dict[str, Contender] = {}
+    if settings.mode is None and settings.controller != "policy":
+        controller = controller_of(inner, settings.controller, choice)
+        found[settings.controller] = Contender(MPCPolicy(controller, state_of=inner.state_of), inner.observe)
+    if net is None:
+        return found
+    _check_sizes(inner, net)
+    bare = PlainPolicy(net)
+    found["policy"] = Contender(bare, inner.observe)
+    if settings.mode is None:
+        return found
+    both = combination(settings.mode, inner, net, choice, rollout=settings.rollout, radius=settings.radius)
+    if settings.mode != "tube":
+        return {**found, settings.mode: Contender(both, inner.observe)}
+    for name in ATTACKS:
+        measure = attacked(inner, PlainPolicy(net.without_limits()), name, settings.radius, settings.seed)
+        found[f"tube, {name}"] = Contender(both, measure)
+    return found
+
+
+def _check_sizes(inner: PlantEnv, net: PlainNet) -> None:
+    wanted, found = (len(inner.observed), len(inner.plant.input)), (net.input_size, net.output_size)
+    if wanted != found:
+        raise UserError(
+            f"the policy maps {found[0]} numbers to {found[1]}; {inner.plant.name} has {wanted[0]} observations and "
+            f"{wanted[1]} inputs"
+        )
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -93,45 +161,53 @@ def main(arguments: Sequence[str]) -> None:
         MpcSettings(),
         group="mpc",
         prog="lipctrl mpc",
-        description="Run model predictive control of a plant in closed loop; writes states, inputs, cost, solve times "
-        "and a plot into a run folder.",
+        description="Run a plant in closed loop under model predictive control, alone or beside a learned policy; "
+        "writes states, inputs, cost, solve times and a plot into a run folder.",
         args=arguments,
     )
-    env = make_env(settings.env)
-    controller = mpc_policy(env, settings.controller, settings.solver, settings.horizon)
-    inner = env.unwrapped
-    assert isinstance(inner, PlantEnv)
-    policies: dict[str, Policy] = {settings.controller: controller}
-    if settings.policy is not None:
-        policies["policy"] = PlainPolicy(load_network(Path(settings.policy)))
+    env = plant_env(settings.plant)
+    inner = plant_of(env)
+    inner.plant = limited(inner.plant, settings.state_low, settings.state_high)
+    net = None if settings.policy is None else load_network(Path(settings.policy))
+    policies = contenders(settings, inner, net)
     env.reset(seed=settings.seed)
     start = inner.state if settings.start is None else np.array(settings.start)
-    run = Run.create(settings.out, f"mpc-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
+    run = Run.create(settings.out, f"mpc-{inner.plant.name}", settings, seed=settings.seed)
     loops = {}
-    for name, policy in policies.items():
-        with bar(f"{name} on {settings.env}", settings.steps) as advance:
+    for name, contender in policies.items():
+        with bar(f"{name} on {settings.plant}", settings.steps) as advance:
             loops[name] = simulate(
                 inner.plant,
-                policy,
+                contender.policy,
                 start,
                 settings.steps,
                 stage_cost=inner.stage_cost,
-                observe=_counting(inner, advance),
+                observe=_counting(contender.measure, advance),
             )
-        _write(run.path / f"{name}.csv", loops[name], inner)
+        _write(run.path / f"{name.replace(', ', '-')}.csv", loops[name], inner)
     _plot(run.path / "trajectories.svg", loops, env)
-    run.finish(costs={name: loop.cost for name, loop in loops.items()})
-    show(settings.env, loops)
+    sentences = {
+        name: list(findings(policies[name].policy, loop, dt=inner.plant.dt, unit=inner.plant.time_unit))
+        for name, loop in loops.items()
+    }
+    run.finish(
+        costs={name: loop.cost for name, loop in loops.items()},
+        state_excess={name: float(loop.state_excess.max()) for name, loop in loops.items()},
+        findings={name: lines for name, lines in sentences.items() if lines},
+    )
+    show(settings.plant, loops)
+    for line in dict.fromkeys(line for lines in sentences.values() for line in lines):
+        print(line)
     print(f"run folder: {run.path}")
     for name, loop in loops.items():
         if loop.stopped is not None:
             raise UserError(f"{name} stopped at {loop.stopped}; what was simulated is in {run.path}")
 
 
-def _counting(inner: PlantEnv, advance: Callable[[], None]) -> Callable[[Array], Array]:
+def _counting(measure: Measure, advance: Callable[[], None]) -> Measure:
     def observe(state: Array) -> Array:
         advance()
-        return inner.observe(state)
+        return measure(state)
 
     return observe
 
@@ -140,10 +216,14 @@ def _write(path: Path, loop: ClosedLoop, env: PlantEnv) -> None:
     """One row per step: time, states, inputs, stage cost, solve time, excess over the limits."""
     plant, buffer = env.plant, io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    extra = ("stage cost", "solve time [ms]", "state excess", "input excess")
+    extra = ["stage cost", "solve time [ms]", "state excess", "input excess"]
+    if env.margin is not None:
+        extra.append("margin")
     writer.writerow([f"time [{plant.time_unit}]", *plant.state.names, *plant.input.names, *extra])
     for k, (u, cost, seconds) in enumerate(zip(loop.inputs, loop.costs, loop.times, strict=True)):
         row = [k * plant.dt, *loop.states[k], *u, cost, 1e3 * seconds, loop.state_excess[k], loop.input_excess[k]]
+        if env.margin is not None:
+            row.append(env.margin(loop.states[k]))
         writer.writerow([repr(float(value)) for value in row])
     write_text(path, buffer.getvalue())
 
@@ -161,9 +241,10 @@ def _plot(path: Path, loops: dict[str, ClosedLoop], env: Env) -> None:
 
 
 def show(title: str, loops: dict[str, ClosedLoop]) -> None:
-    """Print cost, solve times (first call apart), fallbacks and excess of each loop."""
+    """Print cost, solve times (first call apart), mean iterations and excess of each loop."""
     table = Table(
-        "controller", "steps", "cost", "first call ms", "median ms", "p99 ms", "largest state excess", title=title
+        *("controller", "steps", "cost", "first ms", "median ms", "p99 ms", "iterations", "excess"),
+        title=title,
     )
     for name, loop in loops.items():
         warm = 1e3 * loop.times[1:] if len(loop.times) > 1 else np.array([np.nan])
@@ -175,6 +256,7 @@ def show(title: str, loops: dict[str, ClosedLoop]) -> None:
             first,
             f"{np.median(warm):.3f}",
             f"{np.percentile(warm, 99):.3f}",
+            f"{np.mean([d.solution.iterations for d in loop.decisions]):.3g}" if loop.decisions else "",
             f"{loop.state_excess.max():.2g}",
         )
     Console().print(table)

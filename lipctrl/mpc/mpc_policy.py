@@ -94,10 +94,10 @@ class MPCPolicy:
         given = HERE if last is None or self.controller.ocp.u_rate is None else Given(previous=last.action)
         solution = self.controller.solve(self.state_of(observation), guess, given)
         reason = None
-        if not solution.feasible:
-            reason = "infeasible"
-        elif self.deadline is not None and solution.wall_time > self.deadline:
+        if self.deadline is not None and solution.wall_time > self.deadline:
             reason = "late"
+        elif not solution.feasible:
+            reason = "infeasible"
         if reason is None:
             return solution.inputs[0], Decision(solution, None, solution.inputs[0])
         if self.fallback is None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lipctrl.cli.closed_loop import Loop, closed_loop, error_network, level_without_saturation, loop_of
+from lipctrl.cli.closed_loop import Loop, closed_loop, level_without_saturation, loop_of
 from lipctrl.cli.experts import make_env
 from lipctrl.envs.base import PlantEnv
 from lipctrl.files import UserError
+from lipctrl.mpc.tube import mismatch_network
 from lipctrl.nn.plain import PlainNet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -40,8 +41,12 @@ def test_the_error_network_is_the_error() -> None:
     loop = loop_of(make_env(DI))
     net = near_expert(loop, 0.1)
     x = np.random.default_rng(1).normal(size=(50, 2))
-    assert np.allclose(error_network(net, loop.expert.K)(x), net.without_limits()(x) + x @ loop.expert.K.T, atol=1e-12)
-    twice = error_network(error_network(net, loop.expert.K), -loop.expert.K)
+    assert np.allclose(
+        mismatch_network(net.without_limits(), loop.expert.K)(x),
+        net.without_limits()(x) + x @ loop.expert.K.T,
+        atol=1e-12,
+    )
+    twice = mismatch_network(mismatch_network(net.without_limits(), loop.expert.K), -loop.expert.K)
     assert np.allclose(twice(x), net.without_limits()(x), atol=1e-12)
 
 
