@@ -36,7 +36,7 @@ from lipctrl.certify.certificate import Box
 from lipctrl.certify.guarantees import least_residual
 from lipctrl.cli.closed_loop import closed_loop, error_network, loop_of
 from lipctrl.demos.cover import expert_slope
-from lipctrl.demos.demonstrations import Demonstrations, Trajectory
+from lipctrl.demos.demonstrations import Demonstrations
 from lipctrl.envs.base import PlantEnv
 from lipctrl.envs.cstr import LEVEL, P
 from lipctrl.files import write_text
@@ -69,15 +69,6 @@ def answers(controller: Controller, states: Array) -> tuple[Array, Array, list[f
             kept.append(x)
             inputs.append(solution.inputs[0])
     return np.array(kept), np.array(inputs), seconds
-
-
-def pairs_as_demonstrations(states: Array, inputs: Array) -> Demonstrations:
-    """Independent pairs as ten episodes, one of which is kept for validation."""
-    parts = zip(np.array_split(states, 10), np.array_split(inputs, 10), strict=True)
-    episodes = [
-        Trajectory(np.vstack([x, x[-1:]]), u, u, np.zeros(len(x)), terminated=False, truncated=True) for x, u in parts
-    ]
-    return Demonstrations.from_trajectories(episodes, {})
 
 
 def latency(policy: Policy, x: Array) -> float:
@@ -146,7 +137,7 @@ def double_integrator_mpc() -> dict[str, Any]:
     x, u, seconds = answers(controller, states)
     train, test = slice(0, PAIRS), slice(PAIRS, PAIRS + 2000)
     slope = expert_slope(x[train], u[train])
-    demos = pairs_as_demonstrations(x[train], u[train])
+    demos = Demonstrations.from_pairs(x[train], u[train], {})
     starts = x[PAIRS : PAIRS + 100]
     expert_cost, _ = loop_cost(env, mpc_inputs(controller), starts, 50)
     near = Box((-0.3, -0.3), (0.3, 0.3))
@@ -210,7 +201,7 @@ def reactor_mpc() -> dict[str, Any]:
     states = env.plant.equilibrium[0] + radii * directions / np.linalg.norm(directions, axis=1, keepdims=True) @ root.T
     x, u, seconds = answers(controller, states)
     train, test = slice(0, PAIRS), slice(PAIRS, None)
-    demos = pairs_as_demonstrations(x[train], u[train])
+    demos = Demonstrations.from_pairs(x[train], u[train], {})
     std_x, std_u = x[train].std(0), u[train].std(0)
     norm = NormPair(input_scale=tuple(std_x), output_scale=tuple(std_u))
     starts = x[PAIRS : PAIRS + 20]
@@ -253,7 +244,7 @@ def training_speed() -> dict[str, Any]:
     """Seconds of the default training (3000 updates of 256 pairs) of 2x64 policies on 10,000 pairs of an LQR expert."""
     rng = generator(0, "speed")
     x = rng.normal(size=(PAIRS, 4))
-    demos = pairs_as_demonstrations(x, -x @ rng.normal(size=(4, 1)))
+    demos = Demonstrations.from_pairs(x, -x @ rng.normal(size=(4, 1)), {})
     record = {}
     for family in ("sandwich", "unconstrained"):
         settings = {"family": family, "lip": None if family == "unconstrained" else 3.0}
@@ -286,7 +277,7 @@ def bound_sweep() -> dict[str, Any]:
     loop = loop_of(gymnasium.make(env_id))
     K = loop.expert.K
     x, fine = (np.stack(np.meshgrid(*[np.linspace(-1, 1, k)] * 2), -1).reshape(-1, 2) for k in (21, 161))
-    demos = pairs_as_demonstrations(x, -x @ K.T)
+    demos = Demonstrations.from_pairs(x, -x @ K.T, {})
     lips = (0.8, 1.0, 1.3, 1.5, float(np.linalg.norm(K)), 2.0, 3.0)
     linear = PlainPolicy(PlainNet(({0: -K},), (np.zeros(1),), ()))
     record: dict[str, Any] = {"expert": [attacked_cost(linear, loop.expert, *case) for case in CASES], "rows": []}

@@ -27,7 +27,7 @@ from lipctrl.mpc.policy_mpc import PolicyWarmStart
 from lipctrl.mpc.problem import OCP, regulation
 from lipctrl.mpc.safety_filter import LevelSet, SafetyFilter, invariant_level
 from lipctrl.mpc.terminal import PolicyTerminalMPC
-from lipctrl.mpc.tube import TubePolicy, mismatch_network
+from lipctrl.mpc.tube import TubePolicy, mismatch_error, mismatch_network
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 from lipctrl.plant import Plant, Signal
@@ -215,25 +215,29 @@ def _filter(inner: PlantEnv, ocp: OCP, net: PlainNet, choice: Choice) -> SafetyF
 
 
 def tube_of(plant: Plant, ocp: OCP, net: PlainNet, radius: float) -> TubePolicy:
-    """A tube whose certificates are made here: global ones, or on the limits where those are too large.
+    """A tube whose certificates are made here, on the limits where those are finite.
+
+    The policy's distance from the LQR gain enters as a slope, or as an error bound on the limits where that is smaller.
 
     Raises:
         UserError: see `TubePolicy`.
     """
     free, norm = net.without_limits(), NormPair("linf", "linf")
     gain = lqr(*plant.linearise(ocp.x_ref, ocp.u_ref)[:2], ocp.Q, ocp.R).K
-    region = None
-    if np.isfinite([ocp.x_low, ocp.x_high]).all():
-        region = Box(tuple(ocp.x_low - radius), tuple(ocp.x_high + radius))
+    bounded = bool(np.isfinite([ocp.x_low, ocp.x_high]).all())
+    region = Box(tuple(ocp.x_low - radius), tuple(ocp.x_high + radius)) if bounded else None
+    certificate = certify(free, norm, region=region).upper
     mismatch = certify(mismatch_network(free, gain), norm, region=region).upper
-    return TubePolicy(
-        plant=plant,
-        ocp=ocp,
-        net=free,
-        certificate=certify(free, norm, region=region).upper,
-        mismatch=mismatch,
-        radius=radius,
-    )
+
+    def tube(distance: Certificate | float) -> TubePolicy:
+        return TubePolicy(plant=plant, ocp=ocp, net=free, certificate=certificate, mismatch=distance, radius=radius)
+
+    try:
+        return tube(mismatch)
+    except UserError:
+        if not bounded:
+            raise
+        return tube(mismatch_error(free, gain, ocp.x_low, ocp.x_high, mismatch))
 
 
 def attacked(inner: PlantEnv, policy: PlainPolicy, attack: str, radius: float, seed: int) -> Callable[[Array], Array]:

@@ -103,6 +103,24 @@ class Demonstrations:
             provenance,
         )
 
+    @staticmethod
+    def from_pairs(
+        observations: Array, actions: Array, provenance: Mapping[str, Any], *, episodes: int = 10
+    ) -> "Demonstrations":
+        """Independent pairs (N, n) and (N, m) as truncated episodes without rewards; validation takes whole episodes.
+
+        Raises:
+            UserError: different numbers of rows, or fewer than episodes.
+        """
+        if observations.ndim != 2 or actions.ndim != 2 or len(observations) != len(actions):
+            raise UserError(f"pairs need shapes (N, n) and (N, m), found {observations.shape} and {actions.shape}")
+        if len(observations) < episodes:
+            raise UserError(f"{len(observations)} pairs cannot be {episodes} episodes")
+        parts = zip(np.array_split(observations, episodes), np.array_split(actions, episodes), strict=True)
+        return Demonstrations.from_trajectories(
+            [Trajectory(np.vstack([x, x[-1:]]), u, u, np.zeros(len(x)), False, True) for x, u in parts], provenance
+        )
+
     def trajectories(self) -> Iterator[Trajectory]:
         """The episodes."""
         step = 0

@@ -63,6 +63,42 @@ def mismatch_network(net: PlainNet, gain: Array) -> PlainNet:
     return replace(net, blocks=(*net.blocks[:-1], last), multipliers=None)
 
 
+def mismatch_error(
+    net: PlainNet, gain: Array, low: Array, high: Array, mismatch: Certificate, *, cells: int = 500_000
+) -> float:
+    """A bound of |pi(x) + K x - constant| on a box: the worst centre of a grid of cells, and the slope to its edge.
+
+    The constant is the value at the middle of the box; a tube needs the bound for some constant only.
+
+    Args:
+        net, gain: as for `mismatch_network`. low, high: the box, (n,).
+        mismatch: certificate of the mismatch network on the box.
+        cells: of the grid, at most; few dimensions only.
+
+    Raises:
+        UserError: the box is not finite, or the certificate is of another network or a smaller region.
+    """
+    network = mismatch_network(net, gain)
+    if not mismatch.verify(network):
+        raise UserError("the certificate of the mismatch does not verify for its network")
+    if not np.isfinite([low, high]).all():
+        raise UserError("an error bound of the mismatch needs finite state limits")
+    if mismatch.region is not None and not (mismatch.region.contains(low) and mismatch.region.contains(high)):
+        raise UserError("the certificate of the mismatch holds on a smaller region than the limits")
+    widths = (high - low) / np.array(mismatch.norm.input_scale or np.ones(len(low)))
+    side = (np.prod(widths) / cells) ** (1 / len(low))
+    counts = np.maximum(1, np.ceil(widths / side)).astype(int)
+    half = (high - low) / (2 * counts)
+    axes = [a + h * (2 * np.arange(count) + 1) for a, h, count in zip(low, half, counts, strict=True)]
+    centers = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(low))
+    middle = network(((low + high) / 2)[None])[0]
+    worst = max(
+        float(mismatch.norm.of_output(network(part) - middle).max())
+        for part in np.array_split(centers, max(1, len(centers) // 20_000))
+    )
+    return (worst + mismatch.bound * float(mismatch.norm.of_input(half))) * (1 + ROUNDING)
+
+
 def reach(A_K: Array, B: Array, rows: Array, norm: NormPair) -> tuple[Array, Array]:
     """(p, q) of directions `rows` (r, n), each (r,): see the head of this file.
 

@@ -85,3 +85,14 @@ def test_environment_check(demos: Demonstrations) -> None:
         check_environment(demos, "Other-v0", 2, 1)
     with pytest.raises(UserError, match="2 observations and 1 actions"):
         check_environment(demos, "Some-v0", 3, 1)
+
+
+def test_pairs_become_episodes_without_mixing_them() -> None:
+    x, u = np.random.default_rng(0).normal(size=(53, 3)), np.arange(106.0).reshape(53, 2)
+    demos = Demonstrations.from_pairs(x, u, {"expert": "a file"})
+    assert len(demos.lengths) == 10 and demos.truncations.sum() == 10 and not demos.terminations.any()
+    np.testing.assert_array_equal(demos.pairs()[0], x)
+    np.testing.assert_array_equal(demos.pairs()[1], u)
+    for observations, actions, words in ((x, u[:-1], "shapes"), (x[:, 0], u, "shapes"), (x[:4], u[:4], "4 pairs")):
+        with pytest.raises(UserError, match=words):
+            Demonstrations.from_pairs(observations, actions, {})

@@ -16,7 +16,7 @@ from lipctrl.envs.linear import linear_plant
 from lipctrl.files import UserError
 from lipctrl.mpc.lqr import lqr
 from lipctrl.mpc.problem import OCP, Softness, regulation
-from lipctrl.mpc.tube import TubePolicy, TubeStep, mismatch_network, reach
+from lipctrl.mpc.tube import TubePolicy, TubeStep, mismatch_error, mismatch_network, reach
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 from lipctrl.policy import PlainPolicy
@@ -213,6 +213,22 @@ def test_the_nominal_start_must_be_one_that_can_be_held() -> None:
     short = tube(ocp=replace(problem(), horizon=2))
     with pytest.raises(UserError, match="outside what the limits"):  # two steps see no limit coming, the set does
         short.predict(np.array([4.55, 0.7]))
+
+
+def test_the_error_bound_of_the_mismatch_is_above_every_sample_and_tight() -> None:
+    net, _, mismatch = certificates("learned", NormPair("linf", "linf"))
+    low, high = np.array([-5.0, -1.0]), np.array([5.0, 1.0])
+    x = np.random.default_rng(5).uniform(low, high, (200_000, 2))
+    middle = net(np.zeros((1, 2)))
+    found = float(np.abs(net(x) + x @ K.T - middle).max())
+    bounds = [mismatch_error(net, K, low, high, mismatch, cells=cells) for cells in (100, 10_000, 400_000)]
+    assert bounds[0] > bounds[1] > bounds[2] >= found and bounds[2] < 1.05 * found
+    with pytest.raises(UserError, match="finite state limits"):
+        mismatch_error(net, K, low, np.array([np.inf, 1.0]), mismatch)
+    with pytest.raises(UserError, match="smaller region"):
+        mismatch_error(net, K, 2 * low, 2 * high, mismatch)
+    with pytest.raises(UserError, match="does not verify"):
+        mismatch_error(LQR_NET, K, low, high, mismatch)
 
 
 def test_an_error_bound_stands_in_for_a_mismatch_certificate() -> None:
