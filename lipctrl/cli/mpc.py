@@ -60,7 +60,7 @@ class MpcSettings:
     """Network to run the loop with: run folder or network file. Without --mode it runs beside the controller."""
     solver: str | None = None
     """nmpc: sqpmethod-daqp (default), sqpmethod-piqp, sqpmethod-hpipm, fatrop, ipopt (default with an obstacle);
-    linear: daqp (default), piqp, hpipm; lmpc: sqpmethod-daqp (default), sqpmethod-piqp, ipopt."""
+    linear: daqp (default up to 100 variables), piqp, hpipm; lmpc: sqpmethod-daqp (default), sqpmethod-piqp, ipopt."""
     horizon: int = 20
     """Steps that the controller looks ahead."""
     state_low: tuple[float, ...] | None = None

@@ -37,6 +37,7 @@ Array = NDArray[np.float64]
 ControllerName = Literal["nmpc", "linear", "lmpc", "policy"]
 Mode = Literal["warm-start", "terminal", "filter", "fallback", "tube"]
 SMALL = 0.01  # of its level: where Lyapunov-based MPC need not contract
+LARGE = 100  # variables from which an active-set QP solver is slower than an interior-point one
 TERMINAL = 10.0  # terminal weight over Q where the linearisation has no LQR
 
 
@@ -104,7 +105,8 @@ def controller_of(inner: PlantEnv, name: ControllerName, choice: Choice) -> Cont
     ocp = problem_of(inner, choice)
     delicate = ocp.margin is not None or not ocp.definite
     known = {"nmpc": tuple(SOLVERS), "linear": tuple(QP_SOLVERS), "lmpc": GENERAL}[name]
-    standard = {"nmpc": "ipopt" if delicate else known[0], "linear": "piqp" if delicate else known[0]}
+    large = ocp.horizon * (len(ocp.x_ref) + len(ocp.u_ref)) > LARGE
+    standard = {"nmpc": "ipopt" if delicate else known[0], "linear": "piqp" if delicate or large else known[0]}
     solver = choice.solver or standard.get(name, known[0])
     if solver not in known and solver in {*SOLVERS, *QP_SOLVERS}:
         raise UserError(f"controller {name} takes solver {', '.join(known)}; found {solver!r}")
