@@ -156,7 +156,8 @@ def l4casadi_solver(net: PlainNet, ocp: OCP) -> Solver:
         linear.weight.data, linear.bias.data = torch.from_numpy(row[k]).float(), torch.from_numpy(bias).float()
         parts += [linear, torch.nn.Tanh()]
     sizes = "x".join(str(len(b)) for b in net.biases)
-    wrapped = l4c.L4CasADi(torch.nn.Sequential(*parts[:-1]), device="cpu", name=f"net{sizes}", build_dir=tempfile.mkdtemp())
+    module, folder = torch.nn.Sequential(*parts[:-1]), tempfile.mkdtemp()
+    wrapped = l4c.L4CasADi(module, device="cpu", name=f"net{sizes}", build_dir=folder)
     update = learned_update(lambda z: wrapped(z.T).T)
     from lipctrl.mpc.controller import solve_programme
     from lipctrl.mpc.shooting import transcribe
