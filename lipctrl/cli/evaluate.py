@@ -12,14 +12,16 @@ from rich.table import Table
 from lipctrl.attacks import ATTACKS
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.bracket import certify
-from lipctrl.cli.experts import lqr_expert, make_env, signal_names
+from lipctrl.cli.experts import Env, Expert, lqr_expert, make_env, signal_names
 from lipctrl.cli.loading import load_network
+from lipctrl.cli.mpc_modes import mpc_with_backup
 from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate
 from lipctrl.config import parse
 from lipctrl.evaluation.report import Section, write
 from lipctrl.evaluation.summary import Row
 from lipctrl.files import RequirementFailed, UserError, nearest
 from lipctrl.nn.plain import PlainNet
+from lipctrl.policy import PlainPolicy
 from lipctrl.runs import Run, package_versions
 
 
@@ -28,7 +30,7 @@ class EvaluateSettings:
     """Settings of `lipctrl evaluate`."""
 
     policies: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Policies: run folders, network files, or "lqr" for the environment's LQR expert."""
+    """Policies: run folders, network files, "lqr" for the environment's LQR expert, "mpc" for its NMPC."""
     env: str = "lipctrl/DoubleIntegrator-v0"
     """Gymnasium id of the environment."""
     threat: str = "observation:l2:raw"
@@ -39,6 +41,8 @@ class EvaluateSettings:
     """Attacks, see `lipctrl list`."""
     episodes: int = 10
     """Episodes per policy, attack and radius, with the same seeds for all."""
+    horizon: int = 10
+    """Steps that "mpc" looks ahead."""
     require: float | None = None
     """Exit with status 3 if the worst mean return found for the first policy is below this."""
     seed: int = 0
@@ -50,6 +54,8 @@ class EvaluateSettings:
         for attack in self.attacks:
             if attack not in ATTACKS:
                 raise ValueError(str(nearest(attack, ATTACKS, "attack")))
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1, found {self.horizon}")
         if self.episodes < 1 or not self.radii or not self.attacks:
             raise ValueError("evaluation needs at least one episode, one radius and one attack")
         if not all(np.isfinite(r) and r >= 0 for r in self.radii):
@@ -69,18 +75,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("evaluate needs a policy: lipctrl evaluate POLICY [POLICY ...]")
     env = make_env(settings.env)
     expert = lqr_expert(env) if "lqr" in settings.policies else None
-    contenders = []
-    for name in settings.policies:
-        net = expert.policy.net if name == "lqr" and expert is not None else load_network(Path(name))
-        if (net.input_size,) != env.observation_space.shape or (net.output_size,) != env.action_space.shape:
-            raise UserError(
-                f"{name} maps {net.input_size} observations to {net.output_size} actions; {settings.env} has "
-                f"{env.observation_space.shape} and {env.action_space.shape}"
-            )
-        contenders.append(contender("expert" if name == "lqr" else name, net, env_names=signal_names(env)))
-    scale = next((c.net.input_scale for c in contenders if c.net.input_scale is not None), None)
-    deviation = scale if scale is not None else deviation_of(contenders[0].net, env)
-    threat = Threat.parse(settings.threat, deviation, signal_names(env)[0])
+    contenders = [_named(name, env, expert, settings.horizon) for name in settings.policies]
+    threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0])
     run = Run.create(settings.out, f"evaluate-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
     plan = Plan(settings.env, threat, settings.radii, settings.attacks, settings.episodes, settings.seed)
     section = evaluate(plan, contenders, expert=expert, animate=True, facts={})
@@ -93,11 +89,29 @@ def main(arguments: Sequence[str]) -> None:
         raise RequirementFailed(f"the worst mean return found is {worst:.6g}, below {settings.require:g}")
 
 
+def _named(name: str, env: Env, expert: Expert | None, horizon: int) -> Contender:
+    """What a word of the command line stands for.
+
+    Raises:
+        UserError: no such policy, or one of other sizes.
+    """
+    if name == "mpc":
+        return Contender("mpc", mpc_with_backup(env, horizon), None)
+    net = expert.policy.net if name == "lqr" and expert is not None else load_network(Path(name))
+    if (net.input_size,) != env.observation_space.shape or (net.output_size,) != env.action_space.shape:
+        assert env.spec is not None
+        raise UserError(
+            f"{name} maps {net.input_size} observations to {net.output_size} actions; {env.spec.id} has "
+            f"{env.observation_space.shape} and {env.action_space.shape}"
+        )
+    return contender("expert" if name == "lqr" else name, net, env_names=signal_names(env))
+
+
 def contender(name: str, net: PlainNet, *, env_names: tuple[tuple[str, ...], tuple[str, ...]]) -> Contender:
     """A policy with its bracket in raw units; signal names are filled in from the environment where missing."""
     if not net.input_names:
         net = replace(net, input_names=env_names[0], output_names=env_names[1])
-    return Contender(name, net, certify(net))
+    return Contender(name, PlainPolicy(net), certify(net))
 
 
 def provenance(seed: int) -> dict[str, str]:
@@ -130,7 +144,8 @@ def show(section: Section) -> None:
         cells = []
         for radius in radii:
             at = [row for row in section.table if (row.policy, row.radius) == (policy, radius)]
-            cells.append(f"{max(row.deviation for row in at):.4g} / {at[0].certified:.4g}")
+            proved = "nothing" if at[0].certified is None else f"{at[0].certified:.4g}"
+            cells.append(f"{max(row.deviation for row in at):.4g} / {proved}")
         table.add_row(policy, *cells)
     console.print(table)
     if section.exact:

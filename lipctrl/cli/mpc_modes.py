@@ -120,6 +120,22 @@ def controller_of(inner: PlantEnv, name: ControllerName, choice: Choice) -> Cont
     return LMPC(model=inner.plant.update, ocp=ocp, lyapunov=P, level=level, small=small, solver=solver)
 
 
+def mpc_with_backup(env: Env, horizon: int) -> MPCPolicy:
+    """NMPC of an environment for evaluation; where it has no solution LQR acts, or the reference's input without one.
+
+    Raises:
+        UserError: the environment has no symbolic plant or no quadratic cost.
+    """
+    inner = plant_of(env)
+    controller = controller_of(inner, "nmpc", Choice(horizon=horizon))
+    try:
+        backup = regulator(inner.plant, controller.ocp)[0]
+    except UserError:
+        backup = FunctionPolicy(lambda x: np.tile(controller.ocp.u_ref, (len(x), 1)))
+    seen = FunctionPolicy(lambda rows: backup.function(np.array([inner.state_of(row) for row in rows])))
+    return MPCPolicy(controller, fallback=seen, state_of=inner.state_of)
+
+
 def lyapunov_of(inner: PlantEnv, ocp: OCP) -> tuple[Array, float, float]:
     """(P, level, small) of the reactor as published; else the LQR's, on the largest level set that samples leave."""
     if inner.plant.name == "cstr":

@@ -65,11 +65,11 @@ def run_task(task: str, folder: Path, settings: QuickstartSettings) -> Section:
     expert = lqr_expert(env)
     policy = contender("Lipschitz policy", PlainNet.load(folder / "policy.npz"), env_names=names)
     lqr = contender("expert", expert.policy.net, env_names=names)
+    assert policy.bracket is not None and policy.net is not None and policy.net.input_scale is not None
     policy.bracket.upper.save(folder / "certificate.json")
     evaluating = _preset(
         "evaluate", task, EvaluateSettings(), {"seed": settings.seed} | _given(episodes=settings.episodes)
     )
-    assert policy.net.input_scale is not None
     threat = Threat.parse(evaluating.threat, policy.net.input_scale, names[0])
     plan = Plan(evaluating.env, threat, evaluating.radii, evaluating.attacks, evaluating.episodes, evaluating.seed)
     last = agent.history[-1]

@@ -1,6 +1,6 @@
 """From policies, attacks and radii to one section of a report; shared by `evaluate` and `quickstart`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,27 +10,33 @@ from numpy.typing import NDArray
 from lipctrl.attacks import ATTACKS
 from lipctrl.attacks.oracle import lqr_extra_cost
 from lipctrl.attacks.threat import Threat
-from lipctrl.certify.bracket import Bracket
+from lipctrl.certify.bracket import Bracket, certify
 from lipctrl.cli.animate import animation
-from lipctrl.cli.experts import Env, Expert, make_env
+from lipctrl.cli.experts import Env, Expert, make_env, signal_names
 from lipctrl.cli.progress import bar
 from lipctrl.evaluation.plots import deviation_curves, return_curves, trajectories
 from lipctrl.evaluation.report import Figure, Section, verdict
 from lipctrl.evaluation.rollout import Loops, Rollouts, Trace
-from lipctrl.evaluation.summary import Row, certified_deviation, rows
+from lipctrl.evaluation.summary import Row, rows
 from lipctrl.nn.plain import PlainNet
-from lipctrl.policy import PlainPolicy
+from lipctrl.norms import NormPair
+from lipctrl.policy import PlainPolicy, Policy
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A policy under evaluation, with what is known of its sensitivity."""
+    """A policy under evaluation; `bracket` is what is known of its sensitivity in raw units, None if nothing is."""
 
     name: str
-    net: PlainNet
-    bracket: Bracket
+    policy: Policy
+    bracket: Bracket | None
+
+    @property
+    def net(self) -> PlainNet | None:
+        """Its network, if it is one."""
+        return self.policy.net if isinstance(self.policy, PlainPolicy) else None
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def evaluate(
         for attack in plan.attacks:
             with bar(f"{contender.name} under {attack}", limit or 1000) as advance:
                 results[contender.name, attack] = loops.run(
-                    PlainPolicy(contender.net),
+                    contender.policy,
                     ATTACKS[attack][0](),
                     plan.threat,
                     plan.radii_of(attack),
@@ -89,7 +95,7 @@ def evaluate(
         ),
         Figure(
             _trajectory_caption(plan),
-            trajectories(_traces(plan, contenders, results), names, contenders[0].net.output_names),
+            trajectories(_traces(plan, contenders, results), names, signal_names(loops.envs[0])[1]),
         ),
     ]
     if animate:
@@ -104,7 +110,7 @@ def evaluate(
     return Section(
         title=plan.env_id,
         verdicts=[verdict(table, contender.name) for contender in contenders],
-        sensitivity=[_sensitivity(contender) for contender in contenders],
+        sensitivity=[_sensitivity(c.name, c.net, c.bracket) for c in contenders if c.net and c.bracket],
         threat=plan.threat.sentence(),
         units=plan.threat.table(plan.radii[-1]),
         unit_radius=plan.radii[-1],
@@ -116,14 +122,18 @@ def evaluate(
 
 
 def _rows(plan: Plan, contender: Contender, results: Mapping[tuple[str, str], Rollouts]) -> list[Row]:
-    scale = plan.threat.ball(np.zeros(1)).scale
-    bound = contender.bracket.upper.bound
+    bound = None if contender.net is None else deviation_bound(contender.net, plan.threat)
     table = []
     for attack in plan.attacks:
-        radii = plan.radii_of(attack)
-        proved = [certified_deviation(bound, plan.threat.norm, radius, scale) for radius in radii]
+        proved = [None if bound is None else bound * radius * (1 + 1e-12) for radius in plan.radii_of(attack)]
         table += rows(contender.name, attack, results[contender.name, attack], proved)
     return table
+
+
+def deviation_bound(net: PlainNet, threat: Threat) -> float:
+    """Proved largest l2 change of the action per unit of radius, in the threat's own norm and units."""
+    scale = threat.ball(np.zeros(1)).scale
+    return certify(net, NormPair(threat.norm, "l2", input_scale=tuple(scale.tolist()))).upper.bound
 
 
 def _exact(plan: Plan, results: Mapping[tuple[str, str], Rollouts], expert: Expert) -> list[dict[str, float]]:
@@ -160,22 +170,23 @@ def _trajectory_caption(plan: Plan) -> str:
     return f"The first episode at radius {plan.radii[_shown(plan)]:g}, same start; true states, not what was seen."
 
 
-def _sensitivity(contender: Contender) -> dict[str, Any]:
-    upper, lower = contender.bracket.upper, contender.bracket.lower
+def _sensitivity(name: str, net: PlainNet, bracket: Bracket) -> dict[str, Any]:
+    upper, lower = bracket.upper, bracket.lower
     return {
-        "policy": contender.name,
+        "policy": name,
         "lower": lower.bound,
         "upper": upper.bound,
-        "ratio": contender.bracket.ratio,
+        "ratio": bracket.ratio,
         "method": upper.method,
         "norm": str(upper.norm),
-        "verified": upper.verify(contender.net),
+        "verified": upper.verify(net),
         "lower_method": lower.method,
         "weights_sha256": upper.weights_sha256,
     }
 
 
-def deviation_of(net: PlainNet, env: Env) -> Array:
-    """Standard deviation of each observation that defines normalised units: from the training data, else one."""
+def deviation_of(nets: Iterable[PlainNet | None], env: Env) -> Array:
+    """Standard deviation of each observation that defines normalised units: the first network's data, else one."""
     assert env.observation_space.shape
-    return net.input_scale if net.input_scale is not None else np.ones(env.observation_space.shape[0])
+    scales = (net.input_scale for net in nets if net is not None and net.input_scale is not None)
+    return next(scales, np.ones(env.observation_space.shape[0]))

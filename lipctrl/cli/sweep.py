@@ -171,6 +171,7 @@ def summary_csv(
         own = {row.radius: row.mean for row in table if row.policy == c.name and row.attack != "none"}
         t = trained[c.name]
         bracket, tolerance = c.bracket, repr(tolerances[c.name]) if c.name in tolerances else ""
+        assert bracket is not None
         row = [t.lip, t.seed, bracket.upper.bound, bracket.lower.bound, t.residual]
         writer.writerow([*(repr(value) for value in row), tolerance, *(repr(own[r]) for r in radii)])
     return buffer.getvalue()
@@ -212,7 +213,7 @@ def _sweep(settings: SweepSettings, demos: Demonstrations, run: Run) -> None:
     names = signal_names(env)
     by_name = {_name(t, len(settings.seeds)): t for t in trained}
     contenders = [contender(name, t.net, env_names=names) for name, t in by_name.items()]
-    threat = Threat.parse(settings.threat, deviation_of(trained[0].net, env), names[0])
+    threat = Threat.parse(settings.threat, deviation_of((trained[0].net,), env), names[0])
     plan = Plan(settings.env, threat, settings.radii, (settings.attack,), settings.episodes, settings.seed)
     facts: dict[str, Any] = {
         "steepest slope in the data": f"{slope.value:.6g} (witness: a bound below it cannot fit the data)",

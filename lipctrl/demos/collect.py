@@ -61,8 +61,10 @@ def _episode(
     observation, _ = env.reset(seed=seed_of(seed, "start", episode))
     observations, actions, labels, rewards = [np.asarray(observation, dtype=np.float64)], [], [], []
     terminated = truncated = False
+    hidden: Any = None  # MPC takes its warm start from it
     while not (terminated or truncated):
-        label = np.asarray(policy.predict(observations[-1], deterministic=True)[0], dtype=np.float64)
+        answer, hidden = policy.predict(observations[-1], hidden, deterministic=True)
+        label = np.asarray(answer, dtype=np.float64)
         if not np.isfinite(label).all():
             raise UserError(f"the expert answered {label} to the observation {observations[-1]}")
         driven = label

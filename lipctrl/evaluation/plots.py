@@ -108,9 +108,10 @@ def deviation_curves(table: Sequence[Row], radius_label: str) -> str:
         own = [row for row in table if row.policy == policy]
         radii = sorted({row.radius for row in own})
         found = [max(row.deviation for row in own if row.radius == radius) for radius in radii]
-        proved = [next(row.certified for row in own if row.radius == radius) for radius in radii]
+        proved = {row.radius: row.certified for row in own if row.certified is not None}
         axes.plot(radii, found, "-o", ms=3, color=f"C{k}", label=f"{policy}: found (witness)")
-        axes.plot(radii, proved, "--", color=f"C{k}", label=f"{policy}: proved bound")
+        if proved:
+            axes.plot(radii, [proved[radius] for radius in radii], "--", color=f"C{k}", label=f"{policy}: proved bound")
     axes.set_xlabel(f"attack radius [{radius_label}]")
     axes.set_ylabel("largest change of the action")
     axes.grid(alpha=0.3)

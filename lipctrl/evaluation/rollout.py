@@ -84,13 +84,14 @@ class Loops:
         returns, deviation, lengths = np.zeros(rows), np.zeros(rows), np.zeros(rows, dtype=np.int64)
         terminated, running = np.zeros(rows, dtype=bool), np.ones(rows, dtype=bool)
         history: list[tuple[Array, Array, Array]] = []
+        hidden: Any = None
         while running.any():
             context.observation = x
             d = attack.perturb(context)
             if not ball.contains(d):
                 raise RuntimeError(f"{type(attack).__name__} left its set of perturbations")
             seen = x + d
-            actions = _actions(policy, seen, self.space)
+            actions, hidden = _act(policy, seen, hidden, self.space)
             nominal = np.asarray(policy.predict(x, deterministic=True)[0], dtype=np.float64)
             change = np.linalg.norm(actions - nominal, axis=1)
             deviation[running] = np.maximum(deviation, change)[running]
@@ -118,14 +119,16 @@ class Loops:
         )
 
 
-def _actions(policy: Policy, observation: Array, space: gymnasium.spaces.Box) -> Array:
-    actions = np.asarray(policy.predict(observation, deterministic=True)[0], dtype=np.float64)
+def _act(policy: Policy, observation: Array, hidden: Any, space: gymnasium.spaces.Box) -> tuple[Array, Any]:
+    """Checked actions, and the hidden state, which MPC takes its warm start from."""
+    answer, hidden = policy.predict(observation, hidden, deterministic=True)
+    actions = np.asarray(answer, dtype=np.float64)
     expected = (len(observation), *space.shape)
     if actions.shape != expected:
         raise UserError(f"the policy answers with actions of shape {actions.shape}; the environment needs {expected}")
     if not np.isfinite(actions).all():
         raise UserError(f"the policy answers with actions that are not finite, to {observation[0].tolist()} for one")
-    return actions
+    return actions, hidden
 
 
 def _trace(history: list[tuple[Array, Array, Array]], row: int, length: int, last: Array) -> Trace:

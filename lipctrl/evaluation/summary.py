@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
 from scipy.stats import beta
 
 from lipctrl.evaluation.rollout import Rollouts
@@ -19,7 +17,7 @@ class Row:
         mean, std, worst: of the undiscounted return over episodes.
         failures: episodes that ended before the time limit; failure_low, failure_high: 95 % Clopper-Pearson interval.
         deviation: largest |pi(s + d) - pi(s)| met, a witness.
-        certified: proved bound of the same (bound times radius in the certificate's norm).
+        certified: proved bound of the same, None if nothing is proved of the policy.
         evaluations, jacobians: what the attack spent, for all radii together.
     """
 
@@ -35,7 +33,7 @@ class Row:
     failure_low: float
     failure_high: float
     deviation: float
-    certified: float
+    certified: float | None
     evaluations: int
     jacobians: int
 
@@ -48,8 +46,8 @@ def clopper_pearson(failures: int, trials: int, confidence: float = 0.95) -> tup
     return low, high
 
 
-def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float]) -> list[Row]:
-    """Rows of one policy under one attack; `certified` holds one proved deviation per radius."""
+def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float | None]) -> list[Row]:
+    """Rows of one policy under one attack; `certified` holds one proved deviation per radius, or None."""
     result = []
     for r, radius in enumerate(rollouts.radii):
         returns, failures = rollouts.returns[r], int(rollouts.terminated[r].sum())
@@ -74,18 +72,6 @@ def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float
             )
         )
     return result
-
-
-def certified_deviation(bound: float, norm: str, radius: float, scale: ArrayLike) -> float:
-    """Proved |pi(s+d) - pi(s)|_2 for d in a ball, from an l2 bound in raw units.
-
-    Args:
-        bound: proved l2 -> l2 constant in raw units.
-        norm: "l2" or "linf" of d / scale. radius: of the ball. scale: raw units per unit of radius, (n,).
-    """
-    s = np.asarray(scale, dtype=np.float64)
-    longest = s.max() if norm == "l2" else np.linalg.norm(s)
-    return float(bound * radius * longest * (1 + 1e-12))
 
 
 def as_json(table: Sequence[Row]) -> list[dict[str, Any]]:
