@@ -172,7 +172,7 @@ def main(arguments: Sequence[str]) -> None:
     policies = contenders(settings, inner, net)
     env.reset(seed=settings.seed)
     start = inner.state if settings.start is None else np.array(settings.start)
-    run = Run.create(settings.out, f"mpc-{inner.plant.name}", settings, seed=settings.seed)
+    run = Run.create(settings.out, f"mpc-{inner.plant.name.replace(' ', '-')}", settings, seed=settings.seed)
     loops = {}
     for name, contender in policies.items():
         with bar(f"{name} on {settings.plant}", settings.steps) as advance:

@@ -255,7 +255,14 @@ def tube_of(plant: Plant, ocp: OCP, net: PlainNet, radius: float) -> TubePolicy:
     except UserError:
         if not bounded:
             raise
-        return tube(mismatch_error(free, gain, ocp.x_low, ocp.x_high, mismatch))
+    error = mismatch_error(free, gain, ocp.x_low, ocp.x_high, mismatch)
+    try:
+        return tube(error)
+    except UserError as refused:
+        raise UserError(
+            f"{refused}; on the state limits the policy is up to {error:.4g} away from the LQR gain: "
+            "tighter --state-low and --state-high help, and a policy that was trained on all of them"
+        ) from refused
 
 
 def attacked(inner: PlantEnv, policy: PlainPolicy, attack: str, radius: float, seed: int) -> Callable[[Array], Array]:
