@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from lipctrl.certify.all_active import all_active_certificate
 from lipctrl.certify.branch import branch_and_bound
 from lipctrl.certify.certificate import Box, Certificate, Witness
 from lipctrl.certify.eclipse import eclipse, eclipse_fast
@@ -42,6 +43,7 @@ def _lipsdp(net: PlainNet, norm: NormPair, region: Box | None, mode: Mode) -> Ce
 
 GLOBAL: dict[str, Method] = {
     "product": product_certificate,
+    "all-active": all_active_certificate,
     "own": own_certificate,
     "eclipse-fast": eclipse_fast,
     "eclipse": eclipse,
@@ -154,7 +156,7 @@ def upper_bounds(
         norm: norms and scales; l2 -> l2 in raw units by default.
         region: where the bound must hold; everywhere by default. A global bound holds on every region.
         method: "auto" for all that apply (without dominated ones, and without branch and bound above 200 hidden
-            neurons), or one name: "product", "own" (also
+            neurons), or one name: "product", "all-active" (nonnegative hidden weights), "own" (also
             "sandwich": the network's own multipliers), "eclipse-fast", "eclipse", "lipsdp-layer", "lipsdp-neuron"; with
             a region also "jacobian", "lipsdp-neuron-local", "branch-and-bound".
 

@@ -32,6 +32,7 @@ FORMAT = "lipctrl-certificate-1"
 
 # Kind of proof -> "module:function" that checks it; each function takes (net, certificate) and returns a bool.
 CHECKS = {
+    "all-active": "lipctrl.certify.all_active:check",
     "branches": "lipctrl.certify.branch:check",
     "jacobian": "lipctrl.certify.jacobian:check",
     "lmi": "lipctrl.certify.lmi:check",

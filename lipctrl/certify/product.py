@@ -22,7 +22,7 @@ from lipctrl.norms import Norm, NormPair
 Array = NDArray[np.float64]
 
 
-def _blocks(net: PlainNet, norm: NormPair) -> dict[str, Enclosure]:
+def scaled_blocks(net: PlainNet, norm: NormPair) -> dict[str, Enclosure]:
     """The maps of the network with the scales of the norms folded in, keyed "k.j"."""
     result, last = {}, len(net.blocks)
     for k, row in enumerate(net.blocks, start=1):
@@ -69,7 +69,7 @@ def _combined(net: PlainNet, norms: Mapping[str, float], pair: NormPair, through
 
 def product_certificate(net: PlainNet, norm: NormPair) -> Certificate | None:
     """The product-of-norms certificate, for any pair of norms; None only if the weights overflow."""
-    blocks, options = _blocks(net, norm), list[tuple[float, Norm, dict[str, float]]]()
+    blocks, options = scaled_blocks(net, norm), list[tuple[float, Norm, dict[str, float]]]()
     for through in get_args(Norm):
         bound_of = norm_bound if through == "l2" else _row_sum
         norms = {name: bound_of(block) for name, block in blocks.items()}
@@ -92,7 +92,7 @@ def product_certificate(net: PlainNet, norm: NormPair) -> Certificate | None:
 def check(net: PlainNet, certificate: Certificate) -> bool:
     """Check a certificate of kind "norms": each stored norm is proved, and their combination is below the bound."""
     pair, norms, through = certificate.norm, certificate.proof["norms"], certificate.proof["through"]
-    blocks = _blocks(net, pair)
+    blocks = scaled_blocks(net, pair)
     if through not in get_args(Norm) or set(norms) != set(blocks):
         return False
     holds = norm_at_most if through == "l2" else (lambda block, bound: _row_sum(block) <= bound)
