@@ -106,8 +106,9 @@ def test_bracket_of_a_network_with_known_constant() -> None:
     assert bracket.upper.verify(net) and bracket.lower.verify(net)
     assert all(c.verify(net) for c in bracket.others)
     bounds = [bracket.upper.bound, *(c.bound for c in bracket.others)]
-    assert bounds == sorted(bounds) and len(bounds) == 3
-    assert seen == ["product", "own", "eclipse-fast", "lipsdp-neuron"] and set(bracket.seconds) == {*seen, "lower"}
+    assert bounds == sorted(bounds) and len(bounds) == 4
+    assert seen == ["product", "all-active", "own", "eclipse-fast", "lipsdp-neuron"]
+    assert set(bracket.seconds) == {*seen, "lower"}
 
 
 def test_every_output_alone() -> None:
@@ -182,6 +183,7 @@ def test_auto_leaves_out_what_is_dominated_or_slow() -> None:
     certify(network(np.random.default_rng(8), (1, 4, 1)), region=box, progress=seen.append)
     assert seen == [
         "product",
+        "all-active",
         "own",
         "eclipse-fast",
         "lipsdp-neuron",
