@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "disturb": BASE | {"plant"},
     "demos": BASE | {"nn", "policy"},
     "certify": BASE | {"nn", "plant"},
-    "models": BASE | {"nn", "demos"},
+    "models": BASE | {"nn", "plant", "certify"},
     "symbolic": BASE | {"nn", "models"},
     "mpc": BASE | {"nn", "plant", "policy", "certify", "symbolic"},
     "envs": BASE | {"plant", "disturb"},

@@ -1,0 +1,1 @@
+"""Process models learned from data: input-convex Lipschitz recurrent networks, and what they are compared with."""

@@ -1,0 +1,111 @@
+"""Training: deterministic, seeds apart, resumed exactly, stopped early; better than least squares where it can be."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lipctrl.envs.cstr import LEVEL, P, cstr_plant
+from lipctrl.envs.linear import linear_plant
+from lipctrl.envs.pendulum import pendulum_plant
+from lipctrl.files import UserError
+from lipctrl.models.baselines import baselines
+from lipctrl.models.cells import CELLS
+from lipctrl.models.fit import FitSettings, Trainer, fit
+from lipctrl.models.reactor import reactor_grid
+from lipctrl.models.windows import Windows, from_plant
+
+PLANT = linear_plant([[0.9, 0.2], [0.0, 0.8]], [[0.1], [1.0]], dt=0.5, state_limit=50.0, input_limit=1.0)
+
+
+def data(windows: int = 200) -> tuple[Windows, Windows, Windows]:
+    return from_plant(PLANT, windows=windows, horizon=3, seed=0).split(0)
+
+
+def small(family: str = "iclrnn", **changes: object) -> FitSettings:
+    return FitSettings(**{"family": family, "width": 6, "epochs": 4, "batch": 64, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", CELLS)
+def test_a_batch_of_seeds_is_the_seeds_one_by_one(family: str) -> None:
+    train, validation, _ = data()
+    noisy = small(family, target_noise=0.1, input_noise=0.05, state_noise=0.05)
+    both = fit(noisy, train, validation, seeds=(3, 7))
+    for k, seed in enumerate((3, 7)):
+        alone = fit(noisy, train, validation, seeds=(seed,))
+        np.testing.assert_allclose(both.history[:, k], alone.history[:, 0], rtol=1e-3)
+    again = fit(noisy, train, validation, seeds=(3, 7))
+    assert again.history.tobytes() == both.history.tobytes()
+    assert not np.allclose(both.history[:, 0], both.history[:, 1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["iclrnn", "lstm"])
+def test_a_resumed_run_repeats_the_uninterrupted_one(family: str, tmp_path: Path) -> None:
+    train, validation, _ = data()
+    whole = fit(small(family), train, validation, seeds=(0, 1))
+    first = Trainer(small(family), train, validation, seeds=(0, 1))
+    first.epoch()
+    first.epoch()
+    first.save(tmp_path / "c.pt")
+    second = Trainer(small(family), train, validation, seeds=(0, 1))
+    second.restore(tmp_path / "c.pt")
+    while not second.done:
+        second.epoch()
+    assert np.array(second.history).tobytes() == whole.history.tobytes()
+    for a, b in zip(second.result({}).models, whole.models, strict=True):
+        for x, y in zip(a.cell.parameters(), b.cell.parameters(), strict=True):
+            assert torch.equal(x, y)
+    (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match="whole checkpoint"):
+        second.restore(tmp_path / "c.pt")
+
+
+def test_the_best_weights_are_kept_and_patience_ends_a_run() -> None:
+    train, validation, _ = data(160)
+    fitted = fit(small(epochs=60, learning_rate=0.5, patience=3, batch=16), train, validation, seeds=(0,))
+    best = int(fitted.history.argmin())
+    assert len(fitted.history) == best + 4 < 60
+    model = fitted.models[0]
+    error = (model.predict(validation.starts, validation.inputs) - validation.states) / model.scaling.state_width
+    assert (error**2).mean() == pytest.approx(fitted.history.min(), rel=1e-3)
+    assert model.facts["validation_mse"] == pytest.approx(fitted.history.min())
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
+    train, validation, _ = data()
+    with pytest.raises(UserError, match="lower --learning-rate"):
+        fit(small("icrnn", learning_rate=1e30, epochs=50), train, validation, seeds=(0,))
+
+
+def test_bad_settings() -> None:
+    for changes in (
+        {"epochs": 0},
+        {"width": 0},
+        {"learning_rate": 0.0},
+        {"target_noise": -1.0},
+        {"activation": "tanh"},
+    ):
+        with pytest.raises(ValueError):
+            small(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_convex_model_beats_least_squares_where_the_plant_is_curved() -> None:
+    """The sine of a pendulum over a wide range: an affine map leaves an error that the network removes."""
+    windows = from_plant(pendulum_plant(), windows=3000, horizon=5, seed=0, spread=np.array([2.5, 3.0]))
+    train, validation, test = windows.split(0)
+    fitted = fit(FitSettings(width=16, epochs=80), train, validation, seeds=(0, 1))
+    for model in fitted.models:
+        p, u, y = model.scaling.scaled(test)
+        affine = ((baselines(train, model.scaling)["affine"].predict(p, u) - y) ** 2).mean()
+        error = (((model.predict(test.starts, test.inputs) - test.states) / model.scaling.state_width) ** 2).mean()
+        assert error < 0.7 * affine
+
+
+@pytest.mark.slow
+def test_the_reactor_is_learned_to_1e_5() -> None:
+    train, validation, test = reactor_grid(cstr_plant(), P, LEVEL).split(123)
+    (model,) = fit(FitSettings(epochs=60), train, validation, seeds=(0,)).models
+    error = (((model.predict(test.starts, test.inputs) - test.states) / model.scaling.state_width) ** 2).mean()
+    assert error < 1.5e-5
