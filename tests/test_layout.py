@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "envs": BASE | {"plant", "disturb"},
     "agents": BASE | {"config", "runs", "nn", "policy", "demos", "certify", "models", "plant"},
     "attacks": BASE | {"config", "nn", "plant", "policy", "disturb", "certify"},
-    "evaluation": BASE | {"config", "runs", "nn", "policy", "demos", "certify", "disturb", "attacks"},
+    "evaluation": BASE | {"config", "runs", "nn", "policy", "demos", "certify", "disturb", "attacks", "models"},
 }
 
 

@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     from lipctrl.attacks import ATTACKS
     from lipctrl.cli.experts import NAMES
     from lipctrl.envs import ENVIRONMENTS
+    from lipctrl.models.cells import CELLS
     from lipctrl.nn.network import FAMILIES
 
     groups = sorted(entry.name for entry in resources.files("lipctrl.configs").iterdir() if entry.is_dir())
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         ("agents", AGENTS),
         ("attacks", {name: text for name, (_, text) in ATTACKS.items()}),
         ("layer families", {name: (family.__doc__ or "").strip().split("\n")[0] for name, family in FAMILIES.items()}),
+        ("process models", {name: (cell.__doc__ or "").strip().split("\n")[0] for name, cell in CELLS.items()}),
         ("presets (--config)", {group: ", ".join(presets(group)) for group in groups if presets(group)}),
     ):
         table = Table(title, "", title_justify="left", show_edge=False)

@@ -24,6 +24,10 @@ COMMANDS = {
     ),
     "train bc": ("lipctrl.cli.train_bc", "Lipschitz behaviour cloning from demonstrations"),
     "train sb3": ("lipctrl.cli.train_sb3", "Stable-Baselines3's PPO, SAC or TD3, with a bounded actor on request"),
+    "train model": (
+        "lipctrl.cli.train_model",
+        "a process model (input-convex Lipschitz RNN and others) from plant data",
+    ),
     "certify": ("lipctrl.cli.certify", "proved bound and witnessed lower bound of a network; check a certificate"),
     "export": ("lipctrl.cli.export", "a certified policy as C, ONNX, CasADi or numpy file, with its certificate"),
     "evaluate": ("lipctrl.cli.evaluate", "closed loops under attack over a grid of radii, with a report"),

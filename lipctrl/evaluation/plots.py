@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from lipctrl.evaluation.rollout import Trace
 from lipctrl.evaluation.summary import Row
+from lipctrl.models.validation import Validation
+from lipctrl.models.windows import Windows
 
 matplotlib.rcParams["svg.hashsalt"] = "lipctrl"  # identical bytes for identical figures
 STYLE = {"none": ":", "uniform": "-.", "vertex": "--", "mad": "-"}
@@ -147,3 +149,32 @@ def gif(frames: Sequence[NDArray[np.uint8]], frames_per_second: float) -> str:
         buffer, format="GIF", save_all=True, append_images=images[1:], duration=1000 / frames_per_second, loop=0
     )
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def model_figure(predicted: NDArray[np.float64], test: Windows, table: Mapping[str, Validation]) -> str:
+    """One test window predicted and measured, and the error over the horizon of every model, one row per state.
+
+    Args:
+        predicted: states (W, T, n) of the model for all test windows. table: errors by model name.
+    """
+    n, T = len(test.state_names), test.horizon
+    figure = Figure(figsize=(8.4, 2.2 * n))
+    axes = figure.subplots(n, 2, squeeze=False)
+    moved = np.abs(test.states - test.starts[:, None]).max(1) / np.ptp(test.states, axis=(0, 1))
+    row, time = int(np.argmax(moved.sum(1))), test.dt * np.arange(T + 1)
+    for i, name in enumerate(test.state_names):
+        measured = np.append(test.starts[row, i], test.states[row, :, i])
+        axes[i, 0].plot(time, measured, "k-", lw=1, label="measured")
+        axes[i, 0].plot(time[1:], predicted[row, :, i], "C0o", ms=3, label=next(iter(table)))
+        axes[i, 0].set_ylabel(name, fontsize=8)
+        for k, (label, found) in enumerate(table.items()):
+            axes[i, 1].semilogy(time[1:], np.maximum(found.rmse[:, i], 1e-12), f"C{k}-o", ms=2, label=label)
+        axes[i, 1].set_ylabel("rmse, " + name, fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel(f"time [{test.time_unit}]")
+    for axis in axes[0]:
+        axis.legend(fontsize=7)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    return _svg(figure)

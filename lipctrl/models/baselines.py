@@ -13,6 +13,7 @@ from lipctrl.models.model import Scaling
 from lipctrl.models.windows import Windows
 
 Array = NDArray[np.float64]
+Features = Callable[[Array, Array], Array]
 RIDGE = 1e-9
 
 
@@ -22,11 +23,8 @@ def affine_features(p: Array, u: Array) -> Array:
 
 
 def quadratic_features(p: Array, u: Array) -> Array:
-    """The affine features and all products of two of [p, u_0, .., u_{T-1}]; of repeated inputs, the first only."""
-    flat = u.reshape(len(p), -1)
-    if np.allclose(u, u[:, :1]):
-        flat = u[:, 0]
-    x = np.hstack([p, flat])
+    """The affine features and all products of two of [p, u_0, .., u_{T-1}]."""
+    x = np.hstack([p, u.reshape(len(p), -1)])
     i, j = np.triu_indices(x.shape[1])
     return np.hstack([np.ones((len(p), 1)), x, x[:, i] * x[:, j]])
 
@@ -35,26 +33,32 @@ def quadratic_features(p: Array, u: Array) -> Array:
 class Baseline:
     """A prediction of scaled states (W, T, n) from scaled starts and inputs; `parameters` counts its numbers."""
 
-    predict: Callable[[Array, Array], Array]
+    predict: Features
     parameters: int
 
 
 def baselines(train: Windows, scaling: Scaling) -> dict[str, Baseline]:
-    """Persistence, affine and quadratic least squares, fitted to training windows."""
+    """Persistence, affine and quadratic least squares, fitted to training windows.
+
+    Where every window holds its input, the quadratic features are of the first input only; where there are more of them
+    than half the windows, there is no quadratic baseline.
+    """
     p, u, y = scaling.scaled(train)
     T, n = y.shape[1:]
+    held = 1 if np.allclose(u, u[:, :1]) else T
     found = {"persistence": Baseline(lambda p, u: np.repeat(p[:, None], u.shape[1], axis=1), 0)}
-    for name, features in (("affine", affine_features), ("quadratic", quadratic_features)):
-        A = features(p, u)
-        w: Array = np.asarray(
-            np.linalg.solve(A.T @ A + RIDGE * len(A) * np.eye(A.shape[1]), A.T @ y.reshape(len(y), -1))
-        )
-
-        def predict(p: Array, u: Array, w: Array = w, features: Callable[[Array, Array], Array] = features) -> Array:
-            return np.asarray(features(p, u) @ w).reshape(len(p), T, n)
-
-        found[name] = Baseline(predict, w.size)
+    for name, features, steps in (("affine", affine_features, T), ("quadratic", quadratic_features, held)):
+        size = features(p[:1], u[:1, :steps]).shape[1]
+        if name == "quadratic" and size > len(p) / 2:
+            continue
+        A = features(p, u[:, :steps])
+        w = np.linalg.solve(A.T @ A + RIDGE * len(A) * np.eye(size), A.T @ y.reshape(len(y), -1))
+        found[name] = Baseline(_prediction(features, np.asarray(w), steps, (T, n)), w.size)
     return found
+
+
+def _prediction(features: Features, weights: Array, steps: int, shape: tuple[int, int]) -> Features:
+    return lambda p, u: np.asarray(features(p, u[:, :steps]) @ weights).reshape(len(p), *shape)
 
 
 def causal_affine(p: Array, u: Array, y: Array) -> tuple[Array, Array, Array]:
