@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "certify": BASE | {"nn", "plant"},
     "models": BASE | {"nn", "plant", "certify"},
     "symbolic": BASE | {"nn", "models"},
-    "mpc": BASE | {"nn", "plant", "policy", "certify", "symbolic"},
+    "mpc": BASE | {"nn", "plant", "policy", "certify", "symbolic", "models"},
     "envs": BASE | {"plant", "disturb"},
     "agents": BASE | {"config", "runs", "nn", "policy", "demos", "certify", "models", "plant"},
     "attacks": BASE | {"config", "nn", "plant", "policy", "disturb", "certify"},

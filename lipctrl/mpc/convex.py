@@ -1,0 +1,210 @@
+"""Convex MPC with an input-convex model: solved to global optimality by quadratic programmes, with a proved gap.
+
+With states x_1..x_T convex in the inputs u (a model unrolled from x_0, never fed back) the problem
+
+    minimise  sum_k  price' x_k + sum_i weight_i max(0, x_{k,i} - limit_i)^2 + sum_k |u_k - u_ref|_R^2
+    over      u_low <= u_k <= u_high,        price, weight >= 0,
+
+is convex, because the cost of a state never falls when the state rises. It is not so with a set-point inside the range
+of a state, a lower limit on a state, or a Lyapunov constraint: those go to `NMPC` and `LMPC`.
+
+At inputs v the model lies above its tangent, x(u) >= x(v) + J(v) (u - v). Tangents in the place of the states give a
+quadratic programme whose optimum is below that of the problem; its solution is the next v, and its tangents join the
+others (Kelley's method with the quadratic cost kept). The models are nearly affine, so that few tangents are needed.
+The gap that is reported needs no solver: for convex V with gradient g at u, no admissible input is cheaper than
+V(u) - max_v g'(u - v), which is a sum over single inputs.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import casadi as ca
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lipctrl.files import UserError
+from lipctrl.models.convexity import is_convex
+from lipctrl.nn.plain import PlainNet
+
+Array = NDArray[np.float64]
+MOST = 30  # quadratic programmes
+OPTIONS: dict[str, dict[str, float]] = {
+    "daqp": {"primal_tol": 1e-9, "dual_tol": 1e-12},
+    "piqp": {"eps_abs": 1e-10, "eps_rel": 1e-11},
+}
+
+
+@dataclass(frozen=True)
+class ConvexCost:
+    """The cost and the admissible inputs, in raw units.
+
+    Attributes:
+        price, weight, limit: of the states, (n,); price and weight not negative.
+        R: of the inputs, (m, m), positive definite. u_ref, u_low, u_high: (m,), finite.
+    """
+
+    price: Array
+    weight: Array
+    limit: Array
+    R: Array
+    u_ref: Array
+    u_low: Array
+    u_high: Array
+
+    def __post_init__(self) -> None:
+        n, m = len(self.limit), len(self.u_ref)
+        for name, value in (("price", self.price), ("weight", self.weight)):
+            if value.shape != (n,) or not (value >= 0).all():
+                raise UserError(
+                    f"{name} needs shape ({n},) and no negative number: otherwise the problem is not convex"
+                )
+        if self.R.shape != (m, m) or not np.allclose(self.R, self.R.T) or not np.linalg.eigvalsh(self.R).min() > 0:
+            raise UserError(f"weight R must be symmetric positive definite of shape ({m}, {m})")
+        if self.u_low.shape != (m,) or self.u_high.shape != (m,) or not (self.u_low < self.u_high).all():
+            raise UserError(f"u_low and u_high need shape ({m},) with low below high")
+        if not np.isfinite([self.u_low, self.u_high]).all():
+            raise UserError("convex MPC needs finite input limits: its gap is a sum over them")
+
+
+@dataclass(frozen=True)
+class ConvexPlan:
+    """A plan and how far from the global optimum it can be.
+
+    Attributes:
+        inputs (T, m), states (T, n): the plan, states as predicted for x_1..x_T.
+        cost: of the plan. gap: proved: no plan costs less than cost - gap (in exact arithmetic of the gradient).
+        iterations: quadratic programmes solved. wall_time: seconds.
+    """
+
+    inputs: Array
+    states: Array
+    cost: float
+    gap: float
+    iterations: int
+    wall_time: float
+
+
+@dataclass(frozen=True)
+class ConvexMPC:
+    """Holds no state: the plan of the step before can be handed in as a start.
+
+    Attributes:
+        net: the unrolled model, from (x_0, u_0, .., u_{T-1}) to (x_1, .., x_T) in raw units; convex by structure.
+        cost: see `ConvexCost`; its sizes give n, m and T.
+        tolerance: proved relative gap at which it stops; below about 1e-5 the precision of the programmes ends.
+
+    Raises:
+        UserError: the network is not convex, or sizes differ.
+    """
+
+    net: PlainNet
+    cost: ConvexCost
+    tolerance: float = 1e-4
+    _programmes: dict[int, ca.Function] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n, m = len(self.cost.limit), len(self.cost.u_ref)
+        T, rest = divmod(self.net.output_size, n)
+        if rest or self.net.input_size != n + T * m:
+            raise UserError(
+                f"a model with {n} states and {m} inputs maps {n} + T {m} numbers to T {n}; the network maps "
+                f"{self.net.input_size} to {self.net.output_size}"
+            )
+        if not is_convex(self.net):
+            raise UserError("the model is not convex in its inputs by structure: use nonlinear MPC")
+
+    @property
+    def horizon(self) -> int:
+        """T."""
+        return self.net.output_size // len(self.cost.limit)
+
+    def value(self, inputs: Array, states: Array) -> float:
+        """The cost of a plan with its predicted states."""
+        c = self.cost
+        du, over = inputs - c.u_ref, np.maximum(states - c.limit, 0)
+        return float((states @ c.price).sum() + (over**2 @ c.weight).sum() + np.einsum("ki,ij,kj", du, c.R, du))
+
+    def solve(self, x: ArrayLike, guess: Array | None = None) -> ConvexPlan:
+        """The globally optimal plan from state x (n,), to the tolerance.
+
+        Args:
+            guess: inputs (T, m) to start from; by default the reference.
+
+        Raises:
+            UserError: a shape does not match or a number is not finite.
+        """
+        begin, c, T = time.perf_counter(), self.cost, self.horizon
+        n, m = len(c.limit), len(c.u_ref)
+        state = np.asarray(x, np.float64)
+        if state.shape != (n,) or not np.isfinite(state).all():
+            raise UserError(f"the state needs shape ({n},) and finite numbers, found {state}")
+        start = np.tile(c.u_ref, (T, 1)) if guess is None else np.asarray(guess, np.float64)
+        if start.shape != (T, m) or not np.isfinite(start).all():
+            raise UserError(f"a guess needs inputs of shape ({T}, {m}), found {start.shape}")
+        inputs = np.clip(start, c.u_low, c.u_high)
+        cuts: list[tuple[Array, Array]] = []
+        best: ConvexPlan | None = None
+        for k in range(MOST):
+            states, J = self._evaluate(state, inputs)
+            plan = ConvexPlan(inputs, states, self.value(inputs, states), self._gap(inputs, states, J), k, 0.0)
+            if best is None or plan.cost < best.cost:
+                best = plan
+            if best.gap <= self.tolerance * max(1.0, abs(best.cost)):
+                break
+            cuts.append((J, states.ravel() - J @ inputs.ravel()))
+            inputs = self._step(cuts, inputs)
+        assert best is not None
+        return ConvexPlan(best.inputs, best.states, best.cost, best.gap, len(cuts), time.perf_counter() - begin)
+
+    def _evaluate(self, x: Array, inputs: Array) -> tuple[Array, Array]:
+        """Predicted states (T, n) and their Jacobian with respect to the inputs (T n, T m)."""
+        z, n = np.concatenate([x, inputs.ravel()]), len(self.cost.limit)
+        return self.net(z).reshape(self.horizon, n), self.net.jacobian(z)[:, n:]
+
+    def _gap(self, inputs: Array, states: Array, J: Array) -> float:
+        c = self.cost
+        slope = c.price + 2 * c.weight * np.maximum(states - c.limit, 0)  # of the cost with respect to the states
+        g = (J.T @ slope.ravel()).reshape(inputs.shape) + 2 * (inputs - c.u_ref) @ c.R
+        return float(np.maximum(g * (inputs - c.u_low), g * (inputs - c.u_high)).sum())
+
+    def _step(self, cuts: list[tuple[Array, Array]], inputs: Array) -> Array:
+        """The quadratic programme of all tangents: inputs scaled to [0, 1], excesses h >= 0, and one price t if any."""
+        c, T = self.cost, self.horizon
+        width, low, nu = np.tile(c.u_high - c.u_low, T), np.tile(c.u_low, T), inputs.size
+        weight, limit, price = np.tile(c.weight, T), np.tile(c.limit, T), np.tile(c.price, T)
+        used, priced = np.flatnonzero(weight), int(price.any())
+        scale, size = np.sqrt(weight[used]), nu + len(used) + priced  # h in the unit in which it costs its square
+        R = np.kron(np.eye(T), c.R)
+        H, g = 2 * np.eye(size), np.zeros(size)
+        H[:nu, :nu] = 2 * width[:, None] * R * width
+        g[:nu] = 2 * (low - np.tile(c.u_ref, T)) @ R * width
+        if priced:
+            H[-1, -1], g[-1] = 0.0, 1.0
+        rows, bounds = [], []
+        for J, offset in cuts:
+            A, b = J * width, offset + J @ low
+            above = np.zeros((len(used), size))
+            above[:, :nu], above[:, nu : nu + len(used)] = -A[used] * scale[:, None], np.eye(len(used))
+            rows.append(above)
+            bounds.append(scale * (b[used] - limit[used]))
+            if priced:
+                rows.append(np.concatenate([-price @ A, np.zeros(len(used)), [1.0]])[None])
+                bounds.append(np.array([price @ b]))
+        lowest, highest = np.zeros(size), np.full(size, np.inf)
+        highest[:nu] = 1.0
+        lowest[nu + len(used) :] = -np.inf
+        found = self._programme(size, sum(len(row) for row in rows), bool(priced))(
+            h=H, g=g, a=np.vstack(rows), lba=np.concatenate(bounds), lbx=lowest, ubx=highest
+        )["x"]
+        scaled = np.clip(np.asarray(found, np.float64).ravel()[:nu], 0, 1)
+        return np.asarray(low + width * scaled).reshape(inputs.shape)
+
+    def _programme(self, variables: int, rows: int, priced: bool) -> ca.Function:
+        # an active-set solver is fastest, and wrong where the Hessian is singular, as in the price
+        solver = "piqp" if priced else "daqp"
+        if rows not in self._programmes:
+            shapes = {"h": ca.Sparsity.dense(variables, variables), "a": ca.Sparsity.dense(rows, variables)}
+            options: dict[str, Any] = {"error_on_fail": False, solver: OPTIONS[solver]}
+            self._programmes[rows] = ca.conic("tangents", solver, shapes, options)
+        return self._programmes[rows]
