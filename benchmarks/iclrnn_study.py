@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import casadi as ca
 import numpy as np
 from certify_speed import processor, versions
 from rich.progress import track
 
-from lipctrl.envs.cstr import LEVEL, P, cstr_plant
+from lipctrl.envs.cstr import LEVEL, TERMINAL_LEVEL, P, cstr_plant, lyapunov
 from lipctrl.evaluation.statistics import stratified_bootstrap
 from lipctrl.files import write_text
 from lipctrl.models.baselines import baselines
@@ -27,6 +28,12 @@ from lipctrl.models.fit import FitSettings, fit
 from lipctrl.models.model import ProcessModel, Scaling
 from lipctrl.models.reactor import reactor_grid
 from lipctrl.models.windows import Windows
+from lipctrl.mpc.lmpc import LMPC
+from lipctrl.mpc.loop import simulate
+from lipctrl.mpc.mpc_policy import MPCPolicy
+from lipctrl.mpc.problem import regulation
+from lipctrl.policy import FunctionPolicy
+from lipctrl.symbolic.process import one_period
 
 RESULTS = Path(__file__).parent / "results"
 FOLDER = Path("runs") / "iclrnn-study"
@@ -97,7 +104,63 @@ def open_loop() -> dict[str, Any]:
     return {"windows": [len(train), len(validation), len(test)], "epochs": EPOCHS, "seeds": len(SEEDS), "table": table}
 
 
-ROWS = {"open-loop": open_loop}
+STARTS = PLANT.equilibrium[0] + np.array([(1.5, -70.0), (-1.5, 70.0), (-1.25, 50.0), (1.25, -50.0)])
+Q, R = np.diag([10.0, 0.01]), np.diag([0.01, 3e-12])
+STEPS = 30
+
+
+def learned(family: str, seed: int) -> ca.Function:
+    """The dynamics of one sampling period by a model of the study."""
+    model = ProcessModel.load(FOLDER / f"{family}-noise0-s{seed}.npz")
+    names = {"states": PLANT.state.names, "inputs": PLANT.input.names}
+    return one_period(model, **names, dt=PLANT.dt, disturbances=len(PLANT.disturbance))
+
+
+def loops(update: ca.Function, horizon: int) -> dict[str, Any]:
+    """Lyapunov-based MPC with a model, on the true plant, from the published starts."""
+    ocp = regulation(PLANT, Q, R, horizon=horizon)
+    mpc = LMPC(model=update, ocp=ocp, lyapunov=P, level=LEVEL, small=TERMINAL_LEVEL)
+    x_e, u_e = PLANT.equilibrium
+    last = FunctionPolicy(lambda x: np.tile(u_e, (len(x), 1)))
+    cost, highest, offset, times, solutions = 0.0, 0.0, np.zeros(2), [], []
+    for start in STARTS:
+        loop = simulate(
+            PLANT,
+            MPCPolicy(mpc, fallback=last),
+            start,
+            STEPS,
+            stage_cost=lambda x, u: float((x - x_e) @ Q @ (x - x_e) + (u - u_e) @ R @ (u - u_e)),
+        )
+        V = lyapunov(loop.states, x_e)
+        cost, highest = cost + loop.cost / len(STARTS), max(highest, float(V.max()))
+        offset = np.maximum(offset, np.abs(loop.states[-1] - x_e))
+        times += list(1e3 * loop.times[1:])
+        solutions += [decision.solution for decision in loop.decisions]
+    return {
+        "cost": cost,
+        "largest V": highest,
+        "offset after 30 steps": offset.tolist(),
+        "median ms": float(np.median(times)),
+        "p99 ms": float(np.percentile(times, 99)),
+        "feasible share": float(np.mean([s.feasible for s in solutions])),
+        "converged share": float(np.mean([s.converged for s in solutions])),
+        "iterations": float(np.mean([s.iterations for s in solutions])),
+    }
+
+
+def closed_loop() -> dict[str, Any]:
+    """LMPC with the true plant and with the first seed of every family that is a network."""
+    table: dict[str, Any] = {}
+    for horizon in (2, 6):
+        rows: dict[str, Any] = {"true plant": loops(PLANT.update, horizon)}
+        for family in track([f for f in CELLS if f != "lstm"], f"closed loop, horizon {horizon}"):
+            found = [loops(learned(family, seed), horizon) for seed in SEEDS[:3]]
+            rows[family] = {name: np.median([row[name] for row in found], axis=0).tolist() for name in found[0]}
+        table[f"horizon {horizon}"] = rows
+    return {"starts": STARTS.tolist(), "steps": STEPS, "table": table}
+
+
+ROWS = {"open-loop": open_loop, "closed-loop": closed_loop}
 
 
 def main() -> None:

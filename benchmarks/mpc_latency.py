@@ -12,6 +12,7 @@ Three problems. "reactor": NMPC of the unstable reactor, 10 steps, from 8 states
 60 steps each. "chain": linear MPC of six masses between springs, 12 states, 3 limited inputs, 20 steps. "learned": NMPC
 whose model is a tanh network of the reactor (last layer fitted), 10 steps. Every controller starts from its shifted
 plan, acts on the same simulated plant and pays the same cost. "first" is the first call of a loop, "warm" the others.
+"convex": a one-sided cost on an unrolled input-convex model, by our tangents and by IPOPT, from cold starts.
 """
 
 import contextlib
@@ -261,11 +262,57 @@ def learned(width: int, layers: int) -> dict[str, Any]:
     return rows
 
 
+def convex(activation: str) -> dict[str, Any]:
+    """One-sided cost on an input-convex model of the quadruple tank, 10 steps: tangents against IPOPT, cold starts."""
+    from lipctrl.envs.quad_tank import quad_tank_plant
+    from lipctrl.models.fit import FitSettings, fit
+    from lipctrl.models.windows import from_plant
+    from lipctrl.mpc.convex import ConvexCost, ConvexMPC
+
+    train, validation, _ = from_plant(quad_tank_plant(), windows=3000, horizon=10, seed=0).split(0)
+    (model,) = fit(FitSettings(epochs=30, activation=activation), train, validation, seeds=(0,)).models
+    s, net = model.scaling, model.to_plain()
+    cost = ConvexCost(
+        price=np.zeros(4),
+        weight=100 / s.state_width**2,
+        limit=s.state_low + 0.5 * s.state_width,
+        R=np.diag(1 / s.input_width**2),
+        u_ref=s.input_low + 0.8 * s.input_width,
+        u_low=s.input_low,
+        u_high=s.input_low + s.input_width,
+    )
+    mpc, x, u = ConvexMPC(net, cost), ca.MX.sym("x", 4), ca.MX.sym("u", 20)
+    y = to_casadi(net)(ca.vertcat(x, np.tile(s.input_low, 10) + np.tile(s.input_width, 10) * u))
+    over = ca.fmax(y - np.tile(cost.limit, 10), 0) * np.tile(np.sqrt(cost.weight), 10)
+    options = {"print_time": False, "error_on_fail": False, "ipopt": {"print_level": 0, "sb": "yes"}}
+    ipopt = ca.nlpsol("s", "ipopt", {"x": u, "p": x, "f": ca.sumsqr(over) + ca.sumsqr(u - 0.8)}, options)
+    rows: dict[str, list[list[float]]] = {"tangents": [], "ipopt": []}
+    for state in s.state_low + s.state_width * np.random.default_rng(0).uniform(0.3, 0.7, (20, 4)):
+        plan = mpc.solve(state)
+        rows["tangents"].append([1e3 * plan.wall_time, plan.cost, plan.gap, plan.iterations])
+        begin = time.perf_counter()
+        found = ipopt(x0=0.8, p=state, lbx=0, ubx=1)
+        seconds = time.perf_counter() - begin
+        rows["ipopt"].append([1e3 * seconds, float(found["f"]), np.nan, ipopt.stats()["iter_count"]])
+    return {
+        name: {
+            "median ms": float(np.median([v[0] for v in values])),
+            "largest ms": float(np.max([v[0] for v in values])),
+            "mean cost": float(np.mean([v[1] for v in values])),
+            "iterations": float(np.mean([v[3] for v in values])),
+            **({"largest proved gap": float(np.max([v[2] for v in values]))} if name == "tangents" else {}),
+        }
+        for name, values in rows.items()
+    }
+
+
 def main() -> None:
     """Measure, write and print."""
     results = {"reactor": reactor(), "chain": chain()}
     for width, layers in ((64, 1), (32, 2), (64, 2)):
         results[f"learned {layers}x{width}"] = learned(width, layers)
+    for activation in ("softplus", "relu"):
+        results[f"convex, {activation}"] = convex(activation)
     versions = {}
     for name in ("casadi", "numpy", "do-mpc", "l4casadi"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -32,6 +32,7 @@ from lipctrl.envs.base import PlantEnv
 from lipctrl.evaluation.plots import trajectories
 from lipctrl.evaluation.rollout import Trace
 from lipctrl.files import UserError, write_text
+from lipctrl.models.model import ProcessModel
 from lipctrl.mpc.controller import Speed, Transcription
 from lipctrl.mpc.loop import ClosedLoop, simulate
 from lipctrl.mpc.mpc_policy import MPCPolicy
@@ -58,6 +59,9 @@ class MpcSettings:
     infeasible), tube (its proved constant tightens the limits; every attack of the library at --radius is tried)."""
     policy: str | None = None
     """Network to run the loop with: run folder or network file. Without --mode it runs beside the controller."""
+    model: str | None = None
+    """Process model that the controller believes instead of the plant's equations: a run of `lipctrl train model` or
+    its model.npz."""
     solver: str | None = None
     """nmpc: sqpmethod-daqp (default), sqpmethod-piqp, sqpmethod-hpipm, fatrop, ipopt (default with an obstacle);
     linear: daqp (default up to 100 variables), piqp, hpipm; lmpc: sqpmethod-daqp (default), sqpmethod-piqp, ipopt."""
@@ -125,7 +129,8 @@ def mpc_policy(env: Env, horizon: int) -> MPCPolicy:
 def contenders(settings: MpcSettings, inner: PlantEnv, net: PlainNet | None) -> dict[str, Contender]:
     """Every policy that the command runs, by name."""
     speed = Speed(deadline=settings.deadline, compiled=settings.compiled, real_time=settings.real_time)
-    choice = Choice(settings.solver, settings.horizon, settings.rate, settings.transcription, speed)
+    model = None if settings.model is None else _load_model(Path(settings.model))
+    choice = Choice(settings.solver, settings.horizon, settings.rate, settings.transcription, speed, model)
     found: dict[str, Contender] = {}
     if settings.mode is None and settings.controller != "policy":
         controller = controller_of(inner, settings.controller, choice)
@@ -144,6 +149,10 @@ def contenders(settings: MpcSettings, inner: PlantEnv, net: PlainNet | None) -> 
         measure = attacked(inner, PlainPolicy(net.without_limits()), name, settings.radius, settings.seed)
         found[f"tube, {name}"] = Contender(both, measure)
     return found
+
+
+def _load_model(path: Path) -> ProcessModel:
+    return ProcessModel.load(Run.open(path).checked("model.npz") if path.is_dir() else path)
 
 
 def _check_sizes(inner: PlantEnv, net: PlainNet) -> None:

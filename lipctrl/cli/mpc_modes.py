@@ -14,6 +14,7 @@ from lipctrl.cli.experts import Env
 from lipctrl.disturb.sets import Ball
 from lipctrl.envs.base import PlantEnv
 from lipctrl.files import UserError
+from lipctrl.models.model import ProcessModel
 from lipctrl.mpc import fallback, safety_filter
 from lipctrl.mpc.controller import GENERAL, NMPC, SOLVERS, Speed, Transcription
 from lipctrl.mpc.fallback import CertifiedFallback
@@ -32,6 +33,7 @@ from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 from lipctrl.plant import Plant, Signal
 from lipctrl.policy import FunctionPolicy, PlainPolicy, Policy
+from lipctrl.symbolic.process import one_period
 
 Array = NDArray[np.float64]
 ControllerName = Literal["nmpc", "linear", "lmpc", "policy"]
@@ -45,7 +47,8 @@ TERMINAL = 10.0  # terminal weight over Q where the linearisation has no LQR
 class Choice:
     """How a controller solves: see `NMPC`; solver None is the default of the controller and problem.
 
-    `rate` is the most that each input may change per step, or None.
+    `rate` is the most that each input may change per step, or None; `model` is what the controller believes of the
+    plant, or None for its own equations.
     """
 
     solver: str | None = None
@@ -53,6 +56,7 @@ class Choice:
     rate: tuple[float, ...] | None = None
     transcription: Transcription = "shooting"
     speed: Speed = Speed()
+    model: ProcessModel | None = None
 
 
 def plant_of(env: Env) -> PlantEnv:
@@ -110,14 +114,15 @@ def controller_of(inner: PlantEnv, name: ControllerName, choice: Choice) -> Cont
     solver = choice.solver or standard.get(name, known[0])
     if solver not in known and solver in {*SOLVERS, *QP_SOLVERS}:
         raise UserError(f"controller {name} takes solver {', '.join(known)}; found {solver!r}")
+    believed = inner.plant if choice.model is None else believing(inner.plant, choice.model)
     if name == "nmpc":
-        return NMPC(inner.plant, ocp, solver, choice.transcription, choice.speed)
+        return NMPC(believed, ocp, solver, choice.transcription, choice.speed)
     if choice.transcription != "shooting" or choice.speed != Speed():
         raise UserError(f"collocation, deadlines, compiled functions and real-time iterations go with nmpc, not {name}")
     if name == "linear":
-        return LinearMPC(inner.plant, ocp, solver)
+        return LinearMPC(believed, ocp, solver)
     P, level, small = lyapunov_of(inner, ocp)
-    return LMPC(model=inner.plant.update, ocp=ocp, lyapunov=P, level=level, small=small, solver=solver)
+    return LMPC(model=believed.update, ocp=ocp, lyapunov=P, level=level, small=small, solver=solver)
 
 
 def mpc_with_backup(env: Env, horizon: int) -> MPCPolicy:
@@ -134,6 +139,16 @@ def mpc_with_backup(env: Env, horizon: int) -> MPCPolicy:
         backup = FunctionPolicy(lambda x: np.tile(controller.ocp.u_ref, (len(x), 1)))
     seen = FunctionPolicy(lambda rows: backup.function(np.array([inner.state_of(row) for row in rows])))
     return MPCPolicy(controller, fallback=seen, state_of=inner.state_of)
+
+
+def believing(plant: Plant, model: ProcessModel) -> Plant:
+    """The plant with a process model in the place of its equations.
+
+    Raises:
+        UserError: a model of another plant; see `symbolic.process.one_period`.
+    """
+    names, size = {"states": plant.state.names, "inputs": plant.input.names}, len(plant.disturbance)
+    return replace(plant, update=one_period(model, **names, dt=plant.dt, disturbances=size), ode=None)
 
 
 def lyapunov_of(inner: PlantEnv, ocp: OCP) -> tuple[Array, float, float]:

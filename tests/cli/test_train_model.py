@@ -83,3 +83,15 @@ def test_bad_input(arguments: list[str], words: str, tmp_path: Path, run: Run, m
     series(tmp_path / "plant.csv")
     status, out, err = run("train", "model", *arguments, "--out", tmp_path / "r")
     assert status == 2 and words in out + err and not (tmp_path / "r").exists()
+
+
+def test_a_model_is_believed_by_mpc_and_one_of_another_plant_is_refused(tmp_path: Path, run: Run) -> None:
+    arguments = ["--plant", "quad-tank", "--epochs", 20, "--width", 8, "--windows", 600, "--horizon", 5]
+    assert run("train", "model", *arguments, "--out", tmp_path / "m")[0] == 0
+    mpc = ["--plant", "quad-tank", "--horizon", 10, "--steps", 40, "--seed", 3]
+    assert run("mpc", *mpc, "--out", tmp_path / "true")[0] == 0
+    assert run("mpc", *mpc, "--model", tmp_path / "m", "--out", tmp_path / "learned")[0] == 0
+    costs = [json.loads((tmp_path / name / "run.json").read_text())["costs"]["nmpc"] for name in ("true", "learned")]
+    assert costs[0] < costs[1] < 1.5 * costs[0]
+    status, _, err = run("mpc", "--plant", "cstr", "--model", tmp_path / "m", "--out", tmp_path / "x")
+    assert status == 2 and "another plant" in err and not (tmp_path / "x").exists()
