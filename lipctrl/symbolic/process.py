@@ -19,8 +19,8 @@ def one_period(
         dt: the plant's sampling time, in the model's time unit. disturbances: size of w.
 
     Raises:
-        UserError: a model of another plant, a period that is not a whole number of the steps that it was trained for, or
-            a family without symbolic form.
+        UserError: a model of another plant, a period that is not a whole number of the steps that it was trained
+            for, or a family without symbolic form.
     """
     if (model.state_names, model.input_names) != (states, inputs):
         raise UserError(
