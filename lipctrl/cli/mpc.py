@@ -106,6 +106,17 @@ class MpcSettings:
             raise ValueError(f"{wanted} needs a network: --policy RUN_OR_FILE")
         if self.mode is not None and self.controller != "nmpc":
             raise ValueError(f"--mode {self.mode} brings its own controller; leave --controller out")
+        if self.mode in ("terminal", "filter", "tube"):
+            given = {
+                "--model": self.model is not None,
+                "--deadline": self.deadline is not None,
+                "--compiled": self.compiled,
+                "--real-time": self.real_time,
+                "--transcription": self.transcription != "shooting",
+                "--solver": self.mode == "tube" and self.solver is not None,
+            }
+            for name in (name for name, present in given.items() if present):
+                raise ValueError(f"{name} has no effect in --mode {self.mode}: leave it out")
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ def test_the_robot_keeps_its_distance_and_rate_limits_hold(tmp_path: Path, run: 
         (["--plant", "double-integrator", "--start", "1"], "start state"),
         (["--mode", "filter"], "needs a network"),
         (["--state-low", "1"], "give one limit for each"),
+        (["--mode", "filter", "--policy", "x", "--compiled"], "no effect in --mode filter"),
+        (["--mode", "tube", "--policy", "x", "--solver", "piqp"], "no effect in --mode tube"),
         (["--rate", "0", "1"], "rate limits need"),
         (["--controller", "policy"], "needs a network"),
         (["--controller", "linear", "--compiled"], "go with nmpc"),
