@@ -36,7 +36,7 @@ def test_round_trip(tmp_path: Path) -> None:
         again = Certificate.load(tmp_path / "c.json")
         assert again == certificate and again.verify(net)
         kinds.add(certificate.proof["kind"])
-    assert kinds == {"lmi", "lmi-linf", "norms"}
+    assert kinds == {"all-active", "lmi", "lmi-linf", "norms"}
 
 
 def changed(net: PlainNet, layer: int, entry: tuple[int, int], factor: float) -> PlainNet:

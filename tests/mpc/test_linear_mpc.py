@@ -8,10 +8,11 @@ import pytest
 
 from lipctrl.envs.cstr import cstr_plant
 from lipctrl.envs.linear import double_integrator, linear_plant
+from lipctrl.envs.pendulum import pendulum_plant
 from lipctrl.files import UserError
 from lipctrl.mpc.controller import NMPC, solve_programme
 from lipctrl.mpc.invariant import box
-from lipctrl.mpc.linear import SOLVERS, LinearMPC, linear_model, terminal_set
+from lipctrl.mpc.linear import SOLVERS, LinearMPC, is_linear, linear_model, terminal_set
 from lipctrl.mpc.lqr import lqr
 from lipctrl.mpc.problem import OCP, Softness, regulation
 from lipctrl.mpc.shooting import transcribe
@@ -137,3 +138,20 @@ def test_terminal_set_in_absolute_units_holds_the_last_state() -> None:
     assert missed.feasible and not target.contains(missed.states[-1], tolerance=1e-3)
     assert held.feasible and target.contains(held.states[-1], tolerance=1e-6)
     assert held.cost > missed.cost
+
+
+def test_only_constant_derivatives_make_a_plant_linear() -> None:
+    assert is_linear(linear_plant([[1.1, 0.3], [0.0, 0.9]], [[0.2], [1.0]]))
+    assert not is_linear(pendulum_plant())  # discrete by nature, and with a sine
+    assert not is_linear(cstr_plant())
+
+
+def test_no_terminal_set_about_a_reference_that_drifts() -> None:
+    """LQR about (4, 0.9), where the position moves on, ends at 4 + 0.9 K_2 / K_1: beyond the limit of 5."""
+    plant = linear_plant([[1.0, 1.0], [0.0, 1.0]], [0.0, 1.0], state_limit=5.0, input_limit=1.0)
+    drifting = regulation(plant, np.eye(2), [[0.1]], horizon=5, x_ref=[4.0, 0.9], u_ref=[0.0])
+    gain = lqr(*plant.linearise(drifting.x_ref, drifting.u_ref)[:2], drifting.Q, drifting.R).K[0]
+    assert 4 + 0.9 * gain[1] / gain[0] > 5
+    with pytest.raises(UserError, match="rests"):
+        terminal_set(plant, drifting)
+    terminal_set(plant, replace(drifting, x_ref=np.array([4.0, 0.0])))
