@@ -19,7 +19,7 @@ from lipctrl.mpc import fallback, safety_filter
 from lipctrl.mpc.controller import GENERAL, NMPC, SOLVERS, Speed, Transcription
 from lipctrl.mpc.fallback import CertifiedFallback
 from lipctrl.mpc.linear import SOLVERS as QP_SOLVERS
-from lipctrl.mpc.linear import LinearMPC, terminal_set
+from lipctrl.mpc.linear import LinearMPC, is_linear, terminal_set
 from lipctrl.mpc.lmpc import LMPC
 from lipctrl.mpc.loop import ClosedLoop
 from lipctrl.mpc.lqr import lqr
@@ -233,7 +233,7 @@ def combination(mode: Mode, inner: PlantEnv, net: PlainNet, choice: Choice, *, r
 
 def _filter(inner: PlantEnv, ocp: OCP, net: PlainNet, choice: Choice) -> SafetyFilter:
     backup, _ = regulator(inner.plant, ocp)
-    linear = inner.plant.ode is None
+    linear = is_linear(inner.plant)
     if linear:
         ocp = replace(ocp, terminal_set=terminal_set(inner.plant, ocp))
     return SafetyFilter(

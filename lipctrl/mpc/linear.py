@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
-from lipctrl.mpc.controller import Solution, check_solver, solve_programme
+from lipctrl.mpc.controller import FEASIBLE, Solution, check_solver, solve_programme
 from lipctrl.mpc.invariant import Polytope, box, maximal_invariant_set
 from lipctrl.mpc.lqr import lqr
 from lipctrl.mpc.problem import OCP, Given
@@ -27,6 +27,18 @@ UNSAFE = {
     "fatrop": "as a QP plugin it returned points that break the dynamics",
     "qrqp": "it returned NaN and other minima than every other solver on our problems",
 }
+
+
+def is_linear(plant: Plant) -> bool:
+    """Whether the plant is x+ = A x + B u + E w + c, also one in discrete time."""
+    x, u, w = (ca.SX.sym(name, plant.update.size1_in(i)) for i, name in enumerate("xuw"))
+    return bool(ca.jacobian(plant.update(x, u, w), ca.vertcat(x, u, w)).is_constant())
+
+
+def at_rest(plant: Plant, ocp: OCP) -> bool:
+    """Whether the plant, under the reference's input, stays at the reference."""
+    drift = np.abs(plant.step(ocp.x_ref, ocp.u_ref) - ocp.x_ref) / ocp.x_scale
+    return bool(drift.max() <= FEASIBLE / 10)
 
 
 def linear_model(plant: Plant, x_ref: ArrayLike, u_ref: ArrayLike) -> ca.Function:
@@ -86,12 +98,16 @@ class LinearMPC:
 def terminal_set(plant: Plant, ocp: OCP) -> Polytope:
     """The largest set, in the plant's units, in which LQR about the reference holds all limits of the OCP for ever.
 
+    For ever is so on linear plants; of another plant it is the set of the linearisation.
     With it as `OCP.terminal_set` and the LQR cost-to-go as P, linear MPC stays feasible and stable (Mayne et al. 2000).
 
     Raises:
-        UserError: the reference is not strictly inside the limits, or the problem has rate limits or a margin.
+        UserError: the reference is not strictly inside the limits or the plant does not rest there, or the problem has
+            rate limits or a margin.
     """
     ocp.plain_limits("the terminal set")
+    if not at_rest(plant, ocp):
+        raise UserError(f"the terminal set needs a reference at which the plant rests, found x_ref {ocp.x_ref}")
     A, B, _ = plant.linearise(ocp.x_ref, ocp.u_ref)
     regulator = lqr(A, B, ocp.Q, ocp.R)
     states = box(ocp.x_low - ocp.x_ref, ocp.x_high - ocp.x_ref)

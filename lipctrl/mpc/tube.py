@@ -36,7 +36,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import casadi as ca
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
@@ -44,7 +43,7 @@ from numpy.typing import NDArray
 from lipctrl.certify.certificate import Certificate
 from lipctrl.files import UserError
 from lipctrl.mpc.controller import FEASIBLE, Solution
-from lipctrl.mpc.linear import LinearMPC, terminal_set
+from lipctrl.mpc.linear import LinearMPC, at_rest, is_linear, terminal_set
 from lipctrl.mpc.lqr import lqr
 from lipctrl.mpc.problem import OCP
 from lipctrl.nn.plain import PlainNet
@@ -337,12 +336,9 @@ class TubePolicy:
 
 def _check_plant(plant: Plant, ocp: OCP) -> None:
     """The plant must be x+ = A x + B u + E w + c with the reference at rest."""
-    x, u, w = (ca.SX.sym(name, plant.update.size1_in(i)) for i, name in enumerate("xuw"))
-    everything = ca.vertcat(x, u, w)
-    if not ca.jacobian(plant.update(x, u, w), everything).is_constant():
+    if not is_linear(plant):
         raise UserError(f"a tube needs a linear plant; {plant.name} is not")
-    drift = np.abs(plant.step(ocp.x_ref, ocp.u_ref) - ocp.x_ref) / ocp.x_scale
-    if drift.max() > FEASIBLE / 10:
+    if not at_rest(plant, ocp):
         raise UserError("a tube needs a reference at which the plant rests")
     if ocp.soft is not None:
         raise UserError("a tube needs hard state limits, found soft ones")

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from lipctrl.attacks import ATTACKS
+from lipctrl.cli.experts import plant_env
+from lipctrl.cli.mpc_modes import Choice, combination, limited, plant_of
 from lipctrl.demos.demonstrations import Demonstrations
+from lipctrl.mpc.safety_filter import SafetyFilter
 from lipctrl.nn.plain import PlainNet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,11 +45,16 @@ def test_mpc_is_an_expert_for_demonstrations(tmp_path: Path, run: Run) -> None:
     assert np.allclose(u, -x @ np.array([[0.57917087], [1.54562698]]), atol=1e-5)
 
 
+def linear_net(gain: np.ndarray) -> PlainNet:
+    """u = -gain x."""
+    return PlainNet(({0: -gain},), (np.zeros(1),), ())
+
+
 @pytest.fixture
 def near_lqr(tmp_path: Path) -> Path:
     """A policy of the double integrator with nine tenths of the LQR's gain."""
     gain = 0.9 * np.array([[0.57917087, 1.54562698]])
-    PlainNet(({0: -gain},), (np.zeros(1),), ()).save(tmp_path / "net.npz")
+    linear_net(gain).save(tmp_path / "net.npz")
     return tmp_path / "net.npz"
 
 
@@ -69,6 +77,21 @@ def test_the_filter_holds_the_limits_that_the_policy_breaks(near_lqr: Path, tmp_
     found = record(tmp_path / "r")
     assert status == 0 and "the filter changed the action at" in out
     assert found["state_excess"]["policy"] > 0.1 and found["state_excess"]["filter"] == 0
+
+
+def test_the_filters_set_holds_on_a_plant_that_is_discrete_and_not_linear() -> None:
+    """LQR leaves the invariant set of the linearised pendulum; the set that the filter takes, it must not leave."""
+    inner = plant_of(plant_env("pendulum"))
+    inner.plant = limited(inner.plant, (-1.5, -3.0), (1.5, 3.0))
+    guard = combination("filter", inner, linear_net(np.array([[20.0, 6.0]])), Choice(), rollout=1, radius=0.0)
+    assert isinstance(guard, SafetyFilter) and guard.level_set is not None
+    x = np.random.default_rng(0).uniform(guard.ocp.x_low, guard.ocp.x_high, (20000, 2))
+    x = x[guard.level_set.contains(x)]
+    assert len(x) > 1000
+    for _ in range(50):
+        x = inner.plant.step(x, guard.backup.predict(x)[0])
+        assert guard.level_set.contains(x).all()
+        assert ((x >= guard.ocp.x_low) & (x <= guard.ocp.x_high)).all()
 
 
 def test_the_fallback_acts_when_the_solver_is_late(near_lqr: Path, tmp_path: Path, run: Run) -> None:
