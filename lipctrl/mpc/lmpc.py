@@ -110,4 +110,4 @@ class LMPC:
         if start <= self.level:
             return solution
         status = f"the start is outside the level set: V = {start:.6g}, above {self.level:.6g}"
-        return replace(solution, feasible=False, status=status)
+        return replace(solution, feasible=False, converged=False, status=status)

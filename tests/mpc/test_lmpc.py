@@ -93,7 +93,7 @@ def test_a_start_outside_the_level_set_is_never_feasible() -> None:
     controller, outside = lmpc(), X_REF + [1.75, -78.0]
     assert lyapunov(outside, X_REF) > LEVEL
     solution = controller.solve(outside)
-    assert not solution.feasible
+    assert not solution.feasible and not solution.converged
     assert (
         solution.status == f"the start is outside the level set: V = {float(lyapunov(outside, X_REF)):.6g}, above 372"
     )
