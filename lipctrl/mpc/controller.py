@@ -113,7 +113,7 @@ def solve_programme(
     begin = time.perf_counter()
     p = programme.parameter(x, given)
     start = programme.pack(_checked_guess(programme.ocp, np.asarray(x, np.float64), guess, given))
-    found, report = _call(solver, programme, start, p)
+    found, report = call_solver(solver, programme, start, p)
     z = np.clip(found, programme.lbx, programme.ubx)  # interior-point solvers widen bounds by about 1e-8
     if repair is not None:
         z = programme.pack(repair(programme.unpack(z)))
@@ -147,10 +147,12 @@ def _checked_guess(ocp: OCP, x: Array, guess: Trajectory | None, given: Given) -
             f"a guess needs states ({ocp.horizon + 1}, {n}) and inputs ({ocp.horizon}, {m}), "
             f"found {np.shape(guess[0])} and {np.shape(guess[1])}"
         )
+    if not all(np.isfinite(part).all() for part in guess):
+        raise UserError("a guess needs finite numbers, found NaN or infinity")
     return guess
 
 
-def _call(solver: ca.Function, programme: Programme, start: Array, p: Array) -> tuple[Array, Mapping[str, Any]]:
+def call_solver(solver: ca.Function, programme: Programme, start: Array, p: Array) -> tuple[Array, Mapping[str, Any]]:
     """(returned point, what the solver says); a solver that breaks down has returned its start and no success."""
     limits = {"lbx": programme.lbx, "ubx": programme.ubx, "lbg": programme.lbg, "ubg": programme.ubg}
     try:
@@ -294,11 +296,11 @@ class NMPC:
 
     def _simulated(self, given: Given) -> Callable[[Trajectory], Trajectory]:
         """The plan's inputs with the states that they lead to."""
-        w = np.broadcast_to(
-            0.0 if given.disturbance is None else given.disturbance, (self.ocp.horizon, len(self.plant.disturbance))
-        )
+        push_of = 0.0 if given.disturbance is None else given.disturbance
 
         def simulated(plan: Trajectory) -> Trajectory:
+            # here, behind the check of what is given
+            w = np.broadcast_to(push_of, (self.ocp.horizon, len(self.plant.disturbance)))
             states = [plan[0][0]]
             for u, push in zip(plan[1], w, strict=True):
                 states.append(self.plant.step(states[-1], u, push))

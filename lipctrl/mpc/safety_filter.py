@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
-from lipctrl.mpc.controller import FEASIBLE, GENERAL, SOLVERS, UNSAFE, check_solver
+from lipctrl.mpc.controller import FEASIBLE, GENERAL, SOLVERS, UNSAFE, call_solver, check_solver
 from lipctrl.mpc.invariant import Polytope
 from lipctrl.mpc.problem import OCP
 from lipctrl.mpc.shooting import Programme, Trajectory, transcribe
@@ -211,7 +211,6 @@ class SafetyFilter:
 
     def _choose(self, x: Array, wish: Array, last: Trajectory | None) -> tuple[Source, Trajectory]:
         """The first safe plan among: the wish and then the backup, the nearest action, the last plan, the backup."""
-        backup = self._continue(x, np.empty((0, len(wish))))
         if np.isfinite(wish).all():
             plan = self._continue(x, np.clip(wish, self.ocp.u_low, self.ocp.u_high)[None])
             if (plan[1][0] == wish).all() and self.safe(plan):
@@ -220,9 +219,11 @@ class SafetyFilter:
             if self.safe(plan):
                 return "plan", plan
         shifted = None if last is None else self._continue(x, last[1][1:])
-        for spare in (shifted, backup):
-            if spare is not None and self.safe(spare):
-                return "backup", spare
+        if shifted is not None and self.safe(shifted):
+            return "backup", shifted
+        backup = self._continue(x, np.empty((0, len(wish))))
+        if self.safe(backup):
+            return "backup", backup
         if shifted is None:
             raise UserError(f"no safe plan of {self.ocp.horizon} steps is known from the state {x}")
         return "lost", shifted
@@ -250,8 +251,7 @@ class SafetyFilter:
         if not all(np.isfinite(part).all() for part in guess):
             return guess
         p = np.concatenate([programme.parameter(x), (wish - self.ocp.u_ref) / self.ocp.u_scale])
-        limits = {"lbx": programme.lbx, "ubx": programme.ubx, "lbg": programme.lbg, "ubg": programme.ubg}
-        found = np.asarray(self._solve(x0=programme.pack(guess), p=p, **limits)["x"], np.float64).ravel()
+        found, _ = call_solver(self._solve, programme, programme.pack(guess), p)
         return self._continue(x, programme.unpack(found)[1])
 
 

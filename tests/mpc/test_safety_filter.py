@@ -148,18 +148,27 @@ def test_the_action_is_that_of_independent_linear_programmes() -> None:
 
 
 class Broken:
-    """A solver that returns NaN."""
+    """A solver that returns NaN, or breaks down."""
+
+    def __init__(self, down: bool) -> None:
+        self.down = down
 
     def __call__(self, x0: Array, **_: object) -> dict[str, Array]:
+        if self.down:
+            raise RuntimeError("Assertion failed")
         return {"x": np.full_like(x0, np.nan)}
 
+    def stats(self) -> dict[str, object]:
+        return {}
 
-def test_without_a_solver_the_last_plan_is_kept_and_no_limit_violated() -> None:
+
+@pytest.mark.parametrize("down", [False, True])
+def test_without_a_solver_the_last_plan_is_kept_and_no_limit_violated(down: bool) -> None:
     push = FunctionPolicy(lambda x: np.ones((len(x), 1)))
     guard = mass_filter(push)
     x = np.array([-1.0, 2.2])
     _, state = guard.predict(x)
-    object.__setattr__(guard, "_solve", Broken())
+    object.__setattr__(guard, "_solve", Broken(down))
     assert state[0].source == "plan"
     kept = 0
     x = MASS.step(x, state[0].action)
