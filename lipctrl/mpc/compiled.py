@@ -32,5 +32,6 @@ def compiled(solver: ca.Function) -> Path:
         [compiler, "-O2", "-fPIC", "-shared", str(source), "-o", str(library), "-lm"], capture_output=True, text=True
     )
     if done.returncode:
-        raise UserError(f"the C compiler failed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise UserError(f"the C compiler failed: {said[-1]}")
     return library

@@ -1,5 +1,6 @@
 """What a problem may know beside the state, and how it may be solved: each against a closed form or another way."""
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -250,6 +251,18 @@ def test_refusals() -> None:
         (Given(u_ref=np.ones((2, 1))), "u_ref"),
     ):
         refused(lambda given=given: mpc.solve([1.0, 0.0], given=given), words)  # type: ignore[misc]
+    pushed = Given(disturbance=np.ones(3))
+    refused(lambda: NMPC(plant, ocp, speed=Speed(real_time=True)).solve([1.0, 0.0], given=pushed), "disturbance")
+    wild = np.full((4, 2), np.inf), np.zeros((3, 1))
+    refused(lambda: mpc.solve([1.0, 0.0], wild), "a guess needs finite")
+
+
+@pytest.mark.parametrize(("said", "words"), [("", "status -9"), ("one\nno such file\n", "no such file")])
+def test_a_compiler_that_fails_is_a_sentence(said: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, weight, price = double_integrator()
+    ocp = regulation(plant, weight, price, horizon=3)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -9, "", said))
+    refused(lambda: NMPC(plant, ocp, speed=Speed(compiled=True)), words)
 
 
 def test_collocation_of_a_given_polynomial_is_exact() -> None:
