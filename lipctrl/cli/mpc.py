@@ -106,17 +106,23 @@ class MpcSettings:
             raise ValueError(f"{wanted} needs a network: --policy RUN_OR_FILE")
         if self.mode is not None and self.controller != "nmpc":
             raise ValueError(f"--mode {self.mode} brings its own controller; leave --controller out")
-        if self.mode in ("terminal", "filter", "tube"):
+        for name, owner in (("rollout", "terminal"), ("radius", "tube")):
+            if self.mode != owner and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"--{name} has no effect without --mode {owner}: leave it out")
+        alone = self.controller == "policy"
+        if self.mode in ("terminal", "filter", "tube") or alone:
+            where = "with --controller policy" if alone else f"in --mode {self.mode}"
             given = {
                 "--model": self.model is not None,
                 "--deadline": self.deadline is not None,
                 "--compiled": self.compiled,
                 "--real-time": self.real_time,
                 "--transcription": self.transcription != "shooting",
-                "--solver": self.mode == "tube" and self.solver is not None,
+                "--solver": (alone or self.mode == "tube") and self.solver is not None,
+                "--rate": alone and self.rate is not None,
             }
             for name in (name for name, present in given.items() if present):
-                raise ValueError(f"{name} has no effect in --mode {self.mode}: leave it out")
+                raise ValueError(f"{name} has no effect {where}: leave it out")
 
 
 @dataclass(frozen=True)
@@ -192,6 +198,8 @@ def main(arguments: Sequence[str]) -> None:
     policies = contenders(settings, inner, net)
     env.reset(seed=settings.seed)
     start = inner.state if settings.start is None else np.array(settings.start)
+    if start.shape != (len(inner.plant.state),) or not np.isfinite(start).all():
+        raise UserError(f"--start needs {len(inner.plant.state)} finite numbers, one per state, found {start}")
     run = Run.create(settings.out, f"mpc-{inner.plant.name.replace(' ', '-')}", settings, seed=settings.seed)
     loops = {}
     for name, contender in policies.items():

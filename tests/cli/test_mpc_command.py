@@ -138,11 +138,15 @@ def test_the_robot_keeps_its_distance_and_rate_limits_hold(tmp_path: Path, run: 
         (["--plant", "pendulum-swing-up"], "quadratic cost"),
         (["--solver", "qrqp"], "sqpmethod-daqp"),
         (["--horizon", "0"], "at least 1"),
-        (["--plant", "double-integrator", "--start", "1"], "start state"),
+        (["--plant", "double-integrator", "--start", "1"], "2 finite numbers"),
         (["--mode", "filter"], "needs a network"),
         (["--state-low", "1"], "give one limit for each"),
         (["--mode", "filter", "--policy", "x", "--compiled"], "no effect in --mode filter"),
         (["--mode", "tube", "--policy", "x", "--solver", "piqp"], "no effect in --mode tube"),
+        (["--controller", "policy", "--policy", "x", "--solver", "piqp"], "no effect with --controller policy"),
+        (["--controller", "policy", "--policy", "x", "--rate", "1"], "no effect with --controller policy"),
+        (["--radius", "0.5"], "no effect without --mode tube"),
+        (["--mode", "filter", "--policy", "x", "--rollout", "3"], "no effect without --mode terminal"),
         (["--rate", "0", "1"], "rate limits need"),
         (["--controller", "policy"], "needs a network"),
         (["--controller", "linear", "--compiled"], "go with nmpc"),
@@ -152,7 +156,7 @@ def test_the_robot_keeps_its_distance_and_rate_limits_hold(tmp_path: Path, run: 
 )
 def test_bad_input(arguments: list[str], words: str, tmp_path: Path, run: Run) -> None:
     status, out, err = run("mpc", *arguments, "--out", tmp_path / "r")
-    assert status == 2 and words in out + err and "Traceback" not in err
+    assert status == 2 and words in out + err and "Traceback" not in err and not (tmp_path / "r").exists()
 
 
 def test_a_policy_that_does_not_fit_is_refused(near_lqr: Path, tmp_path: Path, run: Run) -> None:
