@@ -302,7 +302,8 @@ def findings(policy: Policy, loop: ClosedLoop, *, dt: float, unit: str) -> Seque
         sources = ", ".join(f"{name} {count}" for name, count in log.sources.items() if count)
         return (
             f"the filter changed the action at {100 * log.share:.3g} % of the steps, by {log.mean:.3g} on average and "
-            f"{log.largest:.3g} at most (in scales of the input); actions came from: {sources}",
+            f"{log.largest:.3g} at most (in scales of the input); actions came from: {sources}; the safe set is "
+            + ("exact" if policy.level_set is None else "an estimate by samples"),
         )
     if isinstance(policy, CertifiedFallback):
         return _switches(policy.certificate, loop, dt, unit)

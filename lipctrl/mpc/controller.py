@@ -65,7 +65,8 @@ class Solution:
         cost: of the OCP at that plan, recomputed.
         feasible: the recomputed violation is at most 1e-6: the plan can be applied, whatever the solver says.
         converged: the solver reports an optimum. A plan that is feasible and not converged is a plan, not the best.
-        violation: largest violation of dynamics, limits and terminal set, recomputed, in scaled units (`OCP.x_scale`).
+        violation: largest violation, recomputed: of dynamics and limits in scaled units (`OCP.x_scale`), of terminal
+            set and margin in their own.
         status: what the solver says about itself. iterations: its iterations, 0 if it does not count.
         wall_time: seconds for this call, all of it.
     """

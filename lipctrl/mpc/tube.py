@@ -173,7 +173,9 @@ def tighten(
     slope, offset = (alpha + mismatch * size_p) / (1 - mismatch * size_q), 2 * error  # eta = slope radius + offset
     own = np.concatenate([np.zeros(n), norm.output_scale or np.ones(m)])
     per_radius, fixed = p + slope * (q + own), offset * (q + own)  # eta = slope radius + offset
-    fixed[:n] += 2 * FEASIBLE * ocp.x_scale  # what a feasible plan may violate
+    # what a feasible plan may violate: its dynamics, and its start, which the scaled A moves on
+    growth = float(np.abs(A * ocp.x_scale / ocp.x_scale[:, None]).sum(1).max())
+    fixed[:n] += 2 * FEASIBLE * max(1.0, growth) * ocp.x_scale
     low = np.concatenate([ocp.x_ref - ocp.x_low, ocp.u_ref - ocp.u_low])
     room = np.minimum(low, np.concatenate([ocp.x_high - ocp.x_ref, ocp.u_high - ocp.u_ref]))
     most = np.where(room > fixed, np.inf, -np.inf)
