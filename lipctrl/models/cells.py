@@ -87,7 +87,6 @@ class Iclrnn(Cell):
 
     convex = True
     causal: Tensor
-    gain: Tensor
 
     def __init__(self, n: int, m: int, width: int, horizon: int, activation: Smooth = "softplus") -> None:
         super().__init__(n, m, width, horizon)
@@ -108,16 +107,15 @@ class Iclrnn(Cell):
         self.from_inputs = nn.Parameter(torch.zeros(horizon, horizon, n, m))
         self.offset = nn.Parameter(torch.zeros(horizon, n))
         self.register_buffer("causal", torch.ones(horizon, horizon).tril()[:, :, None, None])
-        self.register_buffer("gain", torch.ones(()))
 
     def hidden(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Nonnegative weights: recurrent of both layers, between them, to the outputs."""
         r1, r2 = (CONTRACTION * torch.softmax(r, dim=-1) for r in (self.recurrent1, self.recurrent2))
-        return r1, r2, _positive(self.between), self.gain * _positive(self.out)
+        return r1, r2, _positive(self.between), _positive(self.out)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The affine map to the outputs: from p (T, n, n), from inputs (T, T, n, m), causal."""
-        return self.gain * self.from_start, self.gain * self.from_inputs * self.causal
+        return self.from_start, self.from_inputs * self.causal
 
     def phi(self, z: Tensor) -> Tensor:
         """The activation, convex and nondecreasing."""

@@ -35,7 +35,8 @@ class FitSettings:
         family, width, activation: the cell; `activation` (softplus or relu) is of the iclrnn.
         epochs, batch, learning_rate: Adam, the rate falls to a hundredth along a cosine.
         patience: epochs without a better validation error after which a run stops.
-        input_noise, state_noise, target_noise: on the inputs, on the start state, on the targets of training.
+        input_noise, state_noise: on the inputs and on the start state, drawn anew for every batch.
+        target_noise: on the targets of training, drawn once, as if they had been recorded so.
     """
 
     family: Family = "iclrnn"
@@ -86,7 +87,14 @@ class Trainer:
         torch.set_flush_denormal(True)  # weights that are driven to zero would make every product ten times slower
         self.settings, self.train, self.seeds, self.device = settings, train, tuple(seeds), device
         self.scaling = Scaling.of(train)
-        self.data = [_tensor(part, device) for part in self.scaling.scaled(train)]
+        starts, inputs, states = self.scaling.scaled(train)
+        self.data = [_tensor(part, device) for part in (starts, inputs)]
+        # as recorded data are: the noise of the targets is drawn once, each seed's its own
+        self.targets = {
+            seed: states + settings.target_noise * np.random.default_rng(seed).normal(size=states.shape)
+            for seed in self.seeds
+        }
+        self.answers = torch.stack([_tensor(self.targets[seed], device) for seed in self.seeds])
         self.check = [_tensor(part, device) for part in self.scaling.scaled(validation)]
         cells = [self._cell(seed).to(device) for seed in seeds]
         self.base = cells[0]
@@ -104,7 +112,8 @@ class Trainer:
         n, m = len(windows.state_names), len(windows.input_names)
         cell = build(s.family, n, m, width=s.width, horizon=windows.horizon, activation=s.activation)
         if isinstance(cell, Iclrnn):  # the plant is nearly affine over a short time: start from least squares
-            parts = causal_affine(*self.scaling.scaled(windows))
+            starts, inputs, _ = self.scaling.scaled(windows)
+            parts = causal_affine(starts, inputs, self.targets[seed])
             with torch.no_grad():
                 for weight, part in zip((cell.from_start, cell.from_inputs, cell.offset), parts, strict=True):
                     weight.copy_(torch.from_numpy(part))
@@ -141,8 +150,9 @@ class Trainer:
             group["lr"] = rate
         for begin in range(0, rows, s.batch):
             picked = orders[:, begin : begin + s.batch]
-            noise = (s.state_noise, s.input_noise, s.target_noise)
-            p, u, y = (_noisy(part[picked], size, draws) for part, size in zip(self.data, noise, strict=True))
+            noise = (s.state_noise, s.input_noise)
+            p, u = (_noisy(part[picked], size, draws) for part, size in zip(self.data, noise, strict=True))
+            y = torch.stack([own[rows_] for own, rows_ in zip(self.answers, picked, strict=True)])
             loss = ((self._outputs(self.params, p, u, shared=False) - y) ** 2).mean((1, 2, 3)).sum()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -78,15 +78,20 @@ class Windows:
     ) -> tuple["Windows", "Windows", "Windows"]:
         """(training, validation, test): `test` of all and `validation` of the rest, drawn at random.
 
+        Windows of a series overlap, so that those are split by time, and the ones that share samples with the part
+        before theirs are left out.
+
         Raises:
-            UserError: a part would be empty.
+            UserError: a part would be empty or too small.
         """
-        order = np.random.default_rng(seed).permutation(len(self))
+        overlap = int(self.source.get("overlap", 0))
+        order = np.random.default_rng(seed).permutation(len(self)) if not overlap else np.arange(len(self))[::-1]
         tests = int(round(test * len(self)))
         checks = int(round(validation * (len(self) - tests)))
-        if min(tests, checks, len(self) - tests - checks) < 1:
+        if min(tests - overlap, checks - overlap, len(self) - tests - checks) < 1:
             raise UserError(f"{len(self)} windows cannot be split into training, validation and test data")
-        return self.take(order[tests + checks :]), self.take(order[tests : tests + checks]), self.take(order[:tests])
+        test_rows, check_rows = order[: tests - overlap], order[tests : tests + checks - overlap]
+        return self.take(order[tests + checks :]), self.take(check_rows), self.take(test_rows)
 
     def save(self, path: Path) -> None:
         """Write one `.npz` file."""
@@ -206,10 +211,8 @@ def from_series(
     if len(begins) < FEWEST:
         raise UserError(f"{len(x)} rows give {len(begins)} windows of {horizon} steps; at least {FEWEST} are needed")
     rows = begins[:, None] + np.arange(horizon)
-    unit = time[time.index("[") + 1 : -1]
-    return Windows(
-        x[begins], u[rows], x[rows + 1], tuple(states), tuple(inputs), float(steps.mean()), unit, {"file": source}
-    )
+    unit, facts = time[time.index("[") + 1 : -1], {"file": source, "overlap": -(-horizon // stride)}
+    return Windows(x[begins], u[rows], x[rows + 1], tuple(states), tuple(inputs), float(steps.mean()), unit, facts)
 
 
 def read_columns(path: Path) -> dict[str, Array]:

@@ -142,7 +142,14 @@ class PolicyTerminalMPC:
         if violation <= FEASIBLE and not (found.feasible and found.cost <= cost):
             status = f"the start is kept ({found.status})"
             found = replace(
-                found, states=start[0], inputs=start[1], cost=cost, violation=violation, feasible=True, status=status
+                found,
+                states=start[0],
+                inputs=start[1],
+                cost=cost,
+                violation=violation,
+                feasible=True,
+                converged=False,
+                status=status,
             )
         return replace(found, wall_time=time.perf_counter() - begin)
 

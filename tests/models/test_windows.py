@@ -148,3 +148,9 @@ def test_bad_windows() -> None:
         replace(found, starts=found.starts * np.nan)
     with pytest.raises(UserError, match="constant"):
         Scaling.of(replace(found, inputs=np.zeros_like(found.inputs)))
+
+
+def test_parts_of_a_series_share_no_sample() -> None:
+    found = from_series(columns(400), **NAMES, horizon=5, stride=2)  # type: ignore[arg-type]
+    parts = [set(np.append(p.starts.ravel(), p.states.ravel()).tolist()) for p in found.split(0)]
+    assert not parts[0] & parts[1] and not parts[1] & parts[2] and not parts[0] & parts[2]
