@@ -101,7 +101,7 @@ class ConvexMPC:
     net: PlainNet
     cost: ConvexCost
     tolerance: float = 1e-4
-    _programmes: dict[int, ca.Function] = field(init=False, repr=False, default_factory=dict)
+    _programmes: "dict[int, _Tangents]" = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         n, m = len(self.cost.limit), len(self.cost.u_ref)
@@ -159,8 +159,9 @@ class ConvexMPC:
 
     def _evaluate(self, x: Array, inputs: Array) -> tuple[Array, Array]:
         """Predicted states (T, n) and their Jacobian with respect to the inputs (T n, T m)."""
-        z, n = np.concatenate([x, inputs.ravel()]), len(self.cost.limit)
-        return self.net(z).reshape(self.horizon, n), self.net.jacobian(z)[:, n:]
+        n = len(self.cost.limit)
+        states, J = self.net.linearised(np.concatenate([x, inputs.ravel()]))
+        return states.reshape(self.horizon, n), J[:, n:]
 
     def _gap(self, inputs: Array, states: Array, J: Array) -> float:
         c = self.cost
@@ -169,42 +170,61 @@ class ConvexMPC:
         return float(np.maximum(g * (inputs - c.u_low), g * (inputs - c.u_high)).sum())
 
     def _step(self, cuts: list[tuple[Array, Array]], inputs: Array) -> Array:
-        """The quadratic programme of all tangents: inputs scaled to [0, 1], excesses h >= 0, and one price t if any."""
+        """The solution of the quadratic programme of all tangents."""
         c, T = self.cost, self.horizon
-        width, low, nu = np.tile(c.u_high - c.u_low, T), np.tile(c.u_low, T), inputs.size
-        weight, limit, price = np.tile(c.weight, T), np.tile(c.limit, T), np.tile(c.price, T)
-        used, priced = np.flatnonzero(weight), int(price.any())
-        scale, size = np.sqrt(weight[used]), nu + len(used) + priced  # h in the unit in which it costs its square
-        R = np.kron(np.eye(T), c.R)
-        H, g = 2 * np.eye(size), np.zeros(size)
-        H[:nu, :nu] = 2 * width[:, None] * R * width
-        g[:nu] = 2 * (low - np.tile(c.u_ref, T)) @ R * width
-        if priced:
-            H[-1, -1], g[-1] = 0.0, 1.0
-        rows, bounds = [], []
-        for J, offset in cuts:
-            A, b = J * width, offset + J @ low
-            above = np.zeros((len(used), size))
-            above[:, :nu], above[:, nu : nu + len(used)] = -A[used] * scale[:, None], np.eye(len(used))
-            rows.append(above)
-            bounds.append(scale * (b[used] - limit[used]))
-            if priced:
-                rows.append(np.concatenate([-price @ A, np.zeros(len(used)), [1.0]])[None])
-                bounds.append(np.array([price @ b]))
-        lowest, highest = np.zeros(size), np.full(size, np.inf)
-        highest[:nu] = 1.0
-        lowest[nu + len(used) :] = -np.inf
-        found = self._programme(size, sum(len(row) for row in rows), bool(priced))(
-            h=H, g=g, a=np.vstack(rows), lba=np.concatenate(bounds), lbx=lowest, ubx=highest
-        )["x"]
-        scaled = np.clip(np.asarray(found, np.float64).ravel()[:nu], 0, 1)
-        return np.asarray(low + width * scaled).reshape(inputs.shape)
+        if len(cuts) not in self._programmes:
+            self._programmes[len(cuts)] = _Tangents(c, T, len(cuts))
+        scaled = np.clip(self._programmes[len(cuts)].solve(cuts), 0, 1)
+        return np.asarray(np.tile(c.u_low, T) + np.tile(c.u_high - c.u_low, T) * scaled).reshape(inputs.shape)
 
-    def _programme(self, variables: int, rows: int, priced: bool) -> ca.Function:
+
+class _Tangents:
+    """The quadratic programme of a number of tangents: inputs in [0, 1], excesses h >= 0, and one price t if any.
+
+    Handing numpy arrays to CasADi copies them element by element, which took longer than solving: its buffers do not.
+    """
+
+    def __init__(self, cost: ConvexCost, horizon: int, cuts: int) -> None:
+        m, T = len(cost.u_ref), horizon
+        self.width, self.low, self.inputs = np.tile(cost.u_high - cost.u_low, T), np.tile(cost.u_low, T), T * m
+        weight, self.limit, self.price = np.tile(cost.weight, T), np.tile(cost.limit, T), np.tile(cost.price, T)
+        self.used, priced = np.flatnonzero(weight), int(cost.price.any())
+        self.scale = np.sqrt(weight[self.used])  # h in the unit in which it costs its square
+        excesses, self.rows = len(self.used), len(self.used) + priced
+        size = self.inputs + self.rows
+        R = np.kron(np.eye(T), cost.R)
+        H = 2 * np.eye(size)
+        H[: self.inputs, : self.inputs] = 2 * self.width[:, None] * R * self.width
+        g, lowest, highest = np.zeros(size), np.zeros(size), np.full(size, np.inf)
+        g[: self.inputs] = 2 * (self.low - np.tile(cost.u_ref, T)) @ R * self.width
+        highest[: self.inputs] = 1.0
+        if priced:
+            H[-1, -1], g[-1], lowest[-1] = 0.0, 1.0, -np.inf
+        # one column-major matrix for all tangents; what multiplies the excesses and the price never changes
+        self.A, self.b = np.zeros((self.rows * cuts, size), order="F"), np.zeros(self.rows * cuts)
+        for k in range(cuts):
+            self.A[k * self.rows : (k + 1) * self.rows, self.inputs :] = np.eye(excesses + priced)
+        self.found, solver = np.zeros(size), "piqp" if priced else "daqp"
         # an active-set solver is fastest, and wrong where the Hessian is singular, as in the price
-        solver = "piqp" if priced else "daqp"
-        if rows not in self._programmes:
-            shapes = {"h": ca.Sparsity.dense(variables, variables), "a": ca.Sparsity.dense(rows, variables)}
-            options: dict[str, Any] = {"error_on_fail": False, solver: OPTIONS[solver]}
-            self._programmes[rows] = ca.conic("tangents", solver, shapes, options)
-        return self._programmes[rows]
+        shapes = {"h": ca.Sparsity.dense(size, size), "a": ca.Sparsity.dense(*self.A.shape)}
+        options: dict[str, Any] = {"error_on_fail": False, solver: OPTIONS[solver]}
+        programme = ca.conic("tangents", solver, shapes, options)
+        never = np.full(len(self.b), np.inf)
+        given = {"h": H, "g": g, "a": self.A, "lba": self.b, "uba": never, "lbx": lowest, "ubx": highest}
+        buffer, self.trigger = programme.buffer()
+        self.kept = (programme, buffer, given)  # CasADi holds no reference to what it reads
+        for name, value in given.items():
+            buffer.set_arg(programme.index_in(name), memoryview(value.ravel(order="K")))
+        buffer.set_res(programme.index_out("x"), memoryview(self.found))
+
+    def solve(self, cuts: list[tuple[Array, Array]]) -> Array:
+        """Inputs in [0, 1], (T m,), for tangents (Jacobian (T n, T m), states at inputs zero (T n,))."""
+        for k, (J, offset) in enumerate(cuts):
+            A, b, first = J * self.width, offset + J @ self.low, k * self.rows
+            last = first + len(self.used)
+            self.A[first:last, : self.inputs] = -A[self.used] * self.scale[:, None]
+            self.b[first:last] = self.scale * (b[self.used] - self.limit[self.used])
+            if self.price.any():
+                self.A[last, : self.inputs], self.b[last] = -self.price @ A, self.price @ b
+        self.trigger()
+        return self.found[: self.inputs].copy()

@@ -130,26 +130,31 @@ class PlainNet:
         y = self.preactivations(x)[-1]
         return y if self.low is None and self.high is None else np.clip(y, self.low, self.high)
 
+    def linearised(self, x: ArrayLike) -> tuple[Array, Array]:
+        """(outputs before clipping (..., m), their Jacobian (..., m, n_0)) at x; at a kink, as `jacobian`."""
+        x = np.asarray(x, dtype=np.float64)
+        zs, parts = self.preactivations(x), [np.zeros(0)]  # what acts on the input itself is its own derivative
+        for k, row in enumerate(self.blocks):
+            terms = [block if j == 0 else block @ parts[j] for j, block in row.items()]
+            part = sum(terms[1:], terms[0])
+            if k < len(self.activations):
+                d = self.activations[k].derivative(zs[k])
+                part = d[..., None] * part if self.activations[k].is_scalar else d @ part
+            parts.append(part)
+        return zs[-1], np.broadcast_to(parts[-1], (*zs[-1].shape, self.input_size))
+
     def jacobian(self, x: ArrayLike, *, clipped: bool = True) -> Array:
         """Jacobian (..., m, n_0) at x; at a kink, that of the one-sided derivative the activation declares.
 
         With `clipped` the rows of outputs that sit outside the limits are zero, as in the deployed map.
         """
-        x = np.asarray(x, dtype=np.float64)
-        zs = self.preactivations(x)
-        parts = [np.broadcast_to(np.eye(self.input_size), (*x.shape[:-1], *np.eye(self.input_size).shape))]
-        for k, row in enumerate(self.blocks):
-            part = sum((block @ parts[j] for j, block in row.items()), np.zeros(1))
-            if k < len(self.activations):
-                d = self.activations[k].derivative(zs[k])
-                part = d[..., None] * part if self.activations[k].is_scalar else d @ part
-            parts.append(part)
-        inside = np.ones_like(zs[-1], dtype=np.bool_)
+        y, jacobian = self.linearised(x)
+        inside = np.ones_like(y, dtype=np.bool_)
         if clipped and self.low is not None:
-            inside &= zs[-1] >= self.low
+            inside &= y >= self.low
         if clipped and self.high is not None:
-            inside &= zs[-1] <= self.high
-        return np.asarray(inside[..., None] * parts[-1])
+            inside &= y <= self.high
+        return np.asarray(inside[..., None] * jacobian)
 
     def without_limits(self) -> "PlainNet":
         """The same network without clipping at the end."""
