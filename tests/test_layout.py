@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "demos": BASE | {"nn", "policy"},
     "certify": BASE | {"nn", "plant"},
     "models": BASE | {"nn", "plant", "certify"},
-    "symbolic": BASE | {"nn", "models"},
+    "symbolic": BASE | {"nn", "models", "plant"},  # a model is checked against the signals of its plant
     "mpc": BASE | {"nn", "plant", "policy", "certify", "symbolic", "models"},
     "envs": BASE | {"plant", "disturb"},
     "agents": BASE | {"config", "runs", "nn", "policy", "demos", "certify", "models", "plant"},

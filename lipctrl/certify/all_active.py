@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lipctrl.certify.certificate import Certificate
 from lipctrl.certify.enclosure import FLOOR, UNIT, Enclosure, norm_bound
 from lipctrl.certify.product import scaled_blocks
+from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
@@ -78,6 +79,19 @@ def bound_of(net: PlainNet, norm: NormPair) -> float:
         reach = largest.sum(1)
         return max(FLOOR, float((reach.max() if norm.output == "linf" else np.linalg.norm(reach)) * up))
     return max(FLOOR, float(np.linalg.norm(largest, axis=1).max() * up))
+
+
+def gain_bounds(net: PlainNet) -> tuple[Array, Array]:
+    """low <= J(x) <= high entrywise for every x, each (m, n), in raw units of output per input, rounded outward.
+
+    Raises:
+        UserError: a network of another kind.
+    """
+    if not applies(net):
+        raise UserError("gains are bounded everywhere only where hidden units feed each other with nonnegative weights")
+    F, P, M = parts(net, NormPair())
+    lowest, highest = F - M, F + P
+    return np.nextafter(lowest.mid - lowest.rad, -np.inf), np.nextafter(highest.mid + highest.rad, np.inf)
 
 
 def all_active_certificate(net: PlainNet, norm: NormPair) -> Certificate | None:

@@ -14,7 +14,7 @@ from lipctrl.certify.bracket import Bracket, certify
 from lipctrl.certify.certificate import Box, Certificate
 from lipctrl.certify.jacobian import gains
 from lipctrl.cli.experts import plant_env
-from lipctrl.cli.loading import KINDS, load_network
+from lipctrl.cli.loading import KINDS, is_model_run, load_model, load_network
 from lipctrl.cli.progress import CONSOLE
 from lipctrl.config import parse
 from lipctrl.files import RequirementFailed, UserError
@@ -49,11 +49,14 @@ class CertifySettings:
     require: float | None = None
     """Exit with status 3 if the proved bound is larger than this."""
     closed_loop: bool = False
-    """Also print what the bound means in the loop of --plant: stability, tolerable measurement error, regret."""
+    """Also print what the bound means in the loop of --plant: stability, tolerable measurement error, regret; for a
+    process model, by how much sensor errors move its predictions and what MPC must keep in reserve."""
     plant: str = "double-integrator"
     """Plant for --closed-loop, by short name or environment id; needs an LQR expert and the state as observation."""
     measurement: float = 0.0
     """Largest measurement error for --closed-loop, l2, in raw units of the observation."""
+    sensor_error: tuple[float, ...] | None = None
+    """For --closed-loop of a process model: largest error of each measured state, in its unit."""
     level: float | None = None
     """Level of sqrt(x'Px) for --closed-loop; none: where the largest measurement error is tolerated."""
     start: tuple[float, ...] | None = None
@@ -189,7 +192,14 @@ def main(arguments: Sequence[str]) -> None:
     show(str(path), bracket, net)
     if settings.gains and region is not None:
         show_gains(net, region)
-    if settings.closed_loop:
+    if settings.closed_loop and is_model_run(path):
+        from lipctrl.cli.closed_loop import show_rows
+        from lipctrl.cli.model_loop import model_table
+        from lipctrl.cli.mpc_modes import plant_of
+
+        model, plant = load_model(path), plant_of(plant_env(settings.plant)).plant
+        show_rows(f"predictions in the loop of {settings.plant}", model_table(model, plant, settings.sensor_error))
+    elif settings.closed_loop:
         from lipctrl.cli.closed_loop import closed_loop, loop_of, show_closed_loop
 
         start = None if settings.start is None else np.array(settings.start)

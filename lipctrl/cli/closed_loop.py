@@ -6,7 +6,7 @@ two constants.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -242,8 +242,13 @@ def _labelled(row: Guarantee, loop: Loop) -> Guarantee:
 
 def show_closed_loop(title: str, table: ClosedLoopTable) -> None:
     """Print the table: quantity, value, label, assumptions."""
+    show_rows(title, table.rows)
+
+
+def show_rows(title: str, rows: Sequence[Guarantee]) -> None:
+    """Print rows: quantity, value, label, assumptions."""
     view = Table("quantity", "value", "label", "assumes", title=title)
-    for row in table.rows:
+    for row in rows:
         value = f"vacuous: {row.reason}" if row.value is None else f"{row.value:.6g} {row.unit}".rstrip()
         view.add_row(escape(row.quantity), escape(value), row.label, escape("; ".join(row.assumptions)))
     Console().print(view)

@@ -1,10 +1,14 @@
 """What a path on the command line stands for: a run folder, a network file, a checkpoint of somebody else's."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.runs import Run
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from lipctrl.models.model import ProcessModel
 
 KINDS = "a run folder, a .npz network, a Stable-Baselines3 .zip, a torch .pt state dict, or a .onnx network"
 
@@ -20,7 +24,8 @@ def load_network(path: Path, *, activation: str | None = None) -> PlainNet:
         UserError: missing, of no known kind, damaged, or with layers that cannot be certified.
     """
     if path.is_dir():
-        return PlainNet.load(Run.open(path).checked("policy.npz"))
+        run = Run.open(path)
+        return PlainNet.load(run.checked("network.npz" if is_model_run(path) else "policy.npz"))
     if not path.exists():
         raise UserError(f"nothing at {path}; expected {KINDS}")
     if path.suffix == ".npz":
@@ -36,6 +41,22 @@ def load_network(path: Path, *, activation: str | None = None) -> PlainNet:
     if path.suffix in (".pt", ".pth"):
         return read_state_dict(path, activation)
     raise UserError(f"{path} is not {KINDS}")
+
+
+def is_model_run(path: Path) -> bool:
+    """Whether a path is a run folder of `lipctrl train model`."""
+    return path.is_dir() and (path / "model.npz").exists()
+
+
+def load_model(path: Path) -> "ProcessModel":
+    """The process model of a run of `lipctrl train model`, or of its model.npz.
+
+    Raises:
+        UserError: missing, damaged, or of another kind.
+    """
+    from lipctrl.models.model import ProcessModel
+
+    return ProcessModel.load(Run.open(path).checked("model.npz") if path.is_dir() else path)
 
 
 def read_state_dict(path: Path, activation: str | None) -> PlainNet:

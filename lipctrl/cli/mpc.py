@@ -14,17 +14,21 @@ from rich.table import Table
 
 from lipctrl.attacks import ATTACKS
 from lipctrl.cli.experts import Env, plant_env, signal_names
-from lipctrl.cli.loading import load_network
+from lipctrl.cli.loading import load_model, load_network
+from lipctrl.cli.model_loop import reserve_of
+from lipctrl.cli.mpc_convex import convex_or_not, cost_of, one_sided
 from lipctrl.cli.mpc_modes import (
     Choice,
     ControllerName,
     Mode,
     attacked,
+    believing,
     combination,
     controller_of,
     findings,
     limited,
     plant_of,
+    problem_of,
 )
 from lipctrl.cli.progress import bar
 from lipctrl.config import parse
@@ -39,6 +43,7 @@ from lipctrl.mpc.mpc_policy import MPCPolicy
 from lipctrl.nn.plain import PlainNet
 from lipctrl.policy import PlainPolicy, Policy
 from lipctrl.runs import Run
+from lipctrl.symbolic.process import check_plant
 
 Array = NDArray[np.float64]
 Measure = Callable[[Array], Array]
@@ -52,7 +57,8 @@ class MpcSettings:
     """Plant, such as cstr, quad-tank, double-integrator (`lipctrl list` shows them), or an environment id."""
     controller: ControllerName = "nmpc"
     """nmpc (the plant's own equations), linear (linearised at the equilibrium, a QP), lmpc (NMPC that must bring a
-    Lyapunov function down) or policy (the network of --policy alone)."""
+    Lyapunov function down), convex (states below --state-high with inputs near --input-reference: solved to global
+    optimality where --model is input-convex, as nmpc where it is not) or policy (the network of --policy alone)."""
     mode: Mode | None = None
     """Put the network of --policy beside MPC: warm-start (it starts the solver), terminal (it acts behind the
     horizon), filter (MPC changes its action as little as safety needs), fallback (it acts when MPC is late or
@@ -62,6 +68,11 @@ class MpcSettings:
     model: str | None = None
     """Process model that the controller believes instead of the plant's equations: a run of `lipctrl train model` or
     its model.npz."""
+    sensor_error: tuple[float, ...] | None = None
+    """Largest error of each measured state, in its unit: every measurement is off by it, in random directions. With
+    --model the state limits are tightened by what is proved of it, and by the model's own error on its test windows."""
+    input_reference: tuple[float, ...] | None = None
+    """convex: where the inputs cost nothing, one per input; none: the equilibrium."""
     solver: str | None = None
     """nmpc: sqpmethod-daqp (default), sqpmethod-piqp, sqpmethod-hpipm, fatrop, ipopt (default with an obstacle);
     linear: daqp (default up to 100 variables), piqp, hpipm; lmpc: sqpmethod-daqp (default), sqpmethod-piqp, ipopt."""
@@ -109,16 +120,21 @@ class MpcSettings:
         for name, owner in (("rollout", "terminal"), ("radius", "tube")):
             if self.mode != owner and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"--{name} has no effect without --mode {owner}: leave it out")
+        if self.input_reference is not None and self.controller != "convex":
+            raise ValueError("--input-reference has no effect without --controller convex: leave it out")
+        if self.sensor_error is not None and self.mode is not None:
+            raise ValueError(f"--sensor-error has no effect in --mode {self.mode}: leave it out")
         alone = self.controller == "policy"
-        if self.mode in ("terminal", "filter", "tube") or alone:
-            where = "with --controller policy" if alone else f"in --mode {self.mode}"
+        convex = self.controller == "convex"
+        if self.mode in ("terminal", "filter", "tube") or alone or convex:
+            where = f"with --controller {self.controller}" if alone or convex else f"in --mode {self.mode}"
             given = {
-                "--model": self.model is not None,
+                "--model": not convex and self.model is not None,
                 "--deadline": self.deadline is not None,
                 "--compiled": self.compiled,
                 "--real-time": self.real_time,
                 "--transcription": self.transcription != "shooting",
-                "--solver": (alone or self.mode == "tube") and self.solver is not None,
+                "--solver": (alone or convex or self.mode == "tube") and self.solver is not None,
                 "--rate": alone and self.rate is not None,
             }
             for name in (name for name, present in given.items() if present):
@@ -127,10 +143,12 @@ class MpcSettings:
 
 @dataclass(frozen=True)
 class Contender:
-    """A policy with what it measures of a state."""
+    """A policy with what it measures of a state, what is to be said of it, and its cost if not the environment's."""
 
     policy: Policy
     measure: Measure
+    notes: tuple[str, ...] = ()
+    stage_cost: Callable[[Array, Array], float] | None = None
 
 
 def mpc_policy(env: Env, horizon: int) -> MPCPolicy:
@@ -146,17 +164,20 @@ def mpc_policy(env: Env, horizon: int) -> MPCPolicy:
 def contenders(settings: MpcSettings, inner: PlantEnv, net: PlainNet | None) -> dict[str, Contender]:
     """Every policy that the command runs, by name."""
     speed = Speed(deadline=settings.deadline, compiled=settings.compiled, real_time=settings.real_time)
-    model = None if settings.model is None else _load_model(Path(settings.model))
-    choice = Choice(settings.solver, settings.horizon, settings.rate, settings.transcription, speed, model)
+    model = None if settings.model is None else load_model(Path(settings.model))
+    measure, reserve, notes = _measurement(settings, inner, model)
+    choice = Choice(settings.solver, settings.horizon, settings.rate, settings.transcription, speed, model, reserve)
     found: dict[str, Contender] = {}
-    if settings.mode is None and settings.controller != "policy":
+    if settings.controller == "convex":
+        found["convex"] = _convex(settings, inner, choice, measure, notes)
+    elif settings.mode is None and settings.controller != "policy":
         controller = controller_of(inner, settings.controller, choice)
-        found[settings.controller] = Contender(MPCPolicy(controller, state_of=inner.state_of), inner.observe)
+        found[settings.controller] = Contender(MPCPolicy(controller, state_of=inner.state_of), measure, tuple(notes))
     if net is None:
         return found
     _check_sizes(inner, net)
     bare = PlainPolicy(net)
-    found["policy"] = Contender(bare, inner.observe)
+    found["policy"] = Contender(bare, measure)
     if settings.mode is None:
         return found
     both = combination(settings.mode, inner, net, choice, rollout=settings.rollout, radius=settings.radius)
@@ -168,8 +189,44 @@ def contenders(settings: MpcSettings, inner: PlantEnv, net: PlainNet | None) -> 
     return found
 
 
-def _load_model(path: Path) -> ProcessModel:
-    return ProcessModel.load(Run.open(path).checked("model.npz") if path.is_dir() else path)
+def _measurement(
+    settings: MpcSettings, inner: PlantEnv, model: ProcessModel | None
+) -> tuple[Measure, Array | None, list[str]]:
+    """What is measured of a state, the reserve of the state limits for its errors, and what is to be said of both."""
+    notes, errors = [], settings.sensor_error
+    if model is not None:
+        looked_ahead = settings.horizon * check_plant(model, inner.plant)
+        notes = [model.extrapolation(looked_ahead)] if looked_ahead > model.horizon else []
+    if errors is None:
+        return inner.observe, None, notes
+    size, rng = np.array(errors), np.random.default_rng(settings.seed)
+    if size.shape != (len(inner.plant.state),) or not (np.isfinite(size).all() and (size >= 0).all()):
+        raise UserError(f"--sensor-error needs {len(inner.plant.state)} finite numbers, one per state, none negative")
+
+    def measure(state: Array) -> Array:
+        return np.asarray(inner.observe(state + size * rng.choice([-1.0, 1.0], len(size))))
+
+    if model is None:
+        return measure, None, [*notes, "limits are not tightened for sensor errors: nothing is proved without --model"]
+    reserve = reserve_of(model, inner.plant, errors)
+    where = "everywhere" if reserve.region is None else f"for {reserve.region}"
+    sentence = (
+        f"state limits tightened by {_list(reserve.total)}: {_list(reserve.sensors)} for the sensors, proved {where}, "
+        f"and {_list(reserve.model)} for the model's own error on its test windows, an estimate"
+    )
+    return measure, reserve.total, [*notes, sentence]
+
+
+def _list(values: Array) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+
+
+def _convex(settings: MpcSettings, inner: PlantEnv, choice: Choice, measure: Measure, notes: list[str]) -> Contender:
+    ocp = one_sided(problem_of(inner, choice), settings.input_reference, keep_low=settings.state_low is not None)
+    believed = inner.plant if choice.model is None else believing(inner.plant, choice.model)
+    controller, said = convex_or_not(inner.plant, choice.model, ocp, believed)
+    policy = MPCPolicy(controller, state_of=inner.state_of)
+    return Contender(policy, measure, (*notes, said), lambda x, u: cost_of(ocp, x, u))
 
 
 def _check_sizes(inner: PlantEnv, net: PlainNet) -> None:
@@ -209,13 +266,16 @@ def main(arguments: Sequence[str]) -> None:
                 contender.policy,
                 start,
                 settings.steps,
-                stage_cost=inner.stage_cost,
+                stage_cost=contender.stage_cost or inner.stage_cost,
                 observe=_counting(contender.measure, advance),
             )
         _write(run.path / f"{name.replace(', ', '-')}.csv", loops[name], inner)
     _plot(run.path / "trajectories.svg", loops, env)
     sentences = {
-        name: list(findings(policies[name].policy, loop, dt=inner.plant.dt, unit=inner.plant.time_unit))
+        name: [
+            *policies[name].notes,
+            *findings(policies[name].policy, loop, dt=inner.plant.dt, unit=inner.plant.time_unit),
+        ]
         for name, loop in loops.items()
     }
     run.finish(

@@ -36,7 +36,7 @@ from lipctrl.policy import FunctionPolicy, PlainPolicy, Policy
 from lipctrl.symbolic.process import one_period
 
 Array = NDArray[np.float64]
-ControllerName = Literal["nmpc", "linear", "lmpc", "policy"]
+ControllerName = Literal["nmpc", "linear", "lmpc", "convex", "policy"]
 Mode = Literal["warm-start", "terminal", "filter", "fallback", "tube"]
 SMALL = 0.01  # of its level: where Lyapunov-based MPC need not contract
 LARGE = 100  # variables from which an active-set QP solver is slower than an interior-point one
@@ -48,7 +48,8 @@ class Choice:
     """How a controller solves: see `NMPC`; solver None is the default of the controller and problem.
 
     `rate` is the most that each input may change per step, or None; `model` is what the controller believes of the
-    plant, or None for its own equations.
+    plant, or None for its own equations. `reserve` is kept from the state limits, (n,), or None. `u_ref` and `keep_low`
+    are of the convex problem, see `mpc_convex.one_sided`.
     """
 
     solver: str | None = None
@@ -57,6 +58,9 @@ class Choice:
     transcription: Transcription = "shooting"
     speed: Speed = Speed()
     model: ProcessModel | None = None
+    reserve: Array | None = None
+    u_ref: tuple[float, ...] | None = None
+    keep_low: bool = False
 
 
 def plant_of(env: Env) -> PlantEnv:
@@ -97,6 +101,8 @@ def problem_of(inner: PlantEnv, choice: Choice) -> OCP:
         ocp = regulation(
             plant, Q, R, horizon=choice.horizon, P=TERMINAL * Q + 1e-3 * np.eye(len(Q)), margin=inner.margin
         )
+    if choice.reserve is not None:
+        ocp = ocp.with_reserve(choice.reserve)
     return ocp if choice.rate is None else replace(ocp, u_rate=np.array(choice.rate))
 
 
@@ -145,10 +151,9 @@ def believing(plant: Plant, model: ProcessModel) -> Plant:
     """The plant with a process model in the place of its equations.
 
     Raises:
-        UserError: a model of another plant; see `symbolic.process.one_period`.
+        UserError: a model of another plant; see `symbolic.process.check_plant`.
     """
-    names, size = {"states": plant.state.names, "inputs": plant.input.names}, len(plant.disturbance)
-    return replace(plant, update=one_period(model, **names, dt=plant.dt, disturbances=size), ode=None)
+    return replace(plant, update=one_period(model, plant), ode=None)
 
 
 def lyapunov_of(inner: PlantEnv, ocp: OCP) -> tuple[Array, float, float]:
@@ -295,6 +300,10 @@ def attacked(inner: PlantEnv, policy: PlainPolicy, attack: str, radius: float, s
 
 def findings(policy: Policy, loop: ClosedLoop, *, dt: float, unit: str) -> Sequence[str]:
     """What a mode did in the loop, in sentences."""
+    gaps = [(d.solution.gap, d.solution.cost) for d in loop.decisions if d.solution.gap is not None]
+    if gaps:
+        worst = max(gap / max(1.0, abs(cost)) for gap, cost in gaps)
+        return (f"all {len(gaps)} plans are globally optimal up to {worst:.2g} of their cost (proved)",)
     if not loop.records:
         return ()
     if isinstance(policy, SafetyFilter):

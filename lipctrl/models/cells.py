@@ -137,6 +137,53 @@ class Iclrnn(Cell):
         direct = torch.einsum("tij,bj->bti", from_start, p) + torch.einsum("tsij,bsj->bti", from_inputs, u)
         return torch.stack(found, dim=1) @ out.T + direct + self.offset
 
+    @staticmethod
+    @torch.no_grad()
+    def limit_gain_(weights: Mapping[str, Tensor], lipschitz: float) -> None:
+        """Project onto gains of at most `lipschitz` over the whole horizon, l2, scaled; smaller ones stay as they are.
+
+        The bound of `certify.all_active` is linear in the weights to the outputs and the affine map together, so that
+        one factor on both is enough.
+
+        Args:
+            weights: by name, with a leading axis of runs.
+        """
+        excess = (Iclrnn.gain(weights) / lipschitz).clamp(min=1)
+        for name in ("from_start", "from_inputs"):
+            weights[name].div_(excess.reshape(-1, *(1,) * (weights[name].ndim - 1)))
+        out = _positive(weights["out"]) / excess[:, None, None]
+        weights["out"].copy_(out + torch.log(-torch.expm1(-out)))  # softplus turns it into `out`
+
+    @staticmethod
+    def gain(weights: Mapping[str, Tensor]) -> Tensor:
+        """The bound of each run (runs,), in the precision of the weights, not enclosed: see `certify.all_active`."""
+        start, inputs = weights["from_start"], weights["from_inputs"]
+        runs, T, n, m = len(start), start.shape[1], start.shape[2], inputs.shape[-1]
+        r1, r2 = (CONTRACTION * torch.softmax(weights[name], dim=-1) for name in ("recurrent1", "recurrent2"))
+        between, out = _positive(weights["between"]), _positive(weights["out"])
+        # entrywise bounds of the hidden layers' Jacobians, from the positive and from the negative input weights
+        reached: list[list[Tensor]] = []
+        for sign in (1, -1):
+            w1, w2 = ((sign * weights[name]).clamp(min=0) for name in ("first", "second"))
+            h1 = h2 = start.new_zeros(runs, w1.shape[1], n + T * m)
+            rows = []
+            for k in range(T):
+                here = slice(n + k * m, n + (k + 1) * m)
+                h1, h2_last = r1 @ h1, r2 @ h2
+                h1[..., :n] += w1[..., :n]
+                h1[..., here] += w1[..., n:]
+                h2 = h2_last + between @ h1
+                h2[..., :n] += w2[..., :n]
+                h2[..., here] += w2[..., n:]
+                rows.append(out @ h2)
+            reached.append(rows)
+        causal = torch.ones(T, T, device=start.device).tril()[:, :, None, None] * inputs
+        direct = torch.cat([start, causal.permute(0, 1, 3, 2, 4).reshape(runs, T, n, T * m)], dim=-1)
+        up, down = (torch.stack(rows, dim=1) for rows in reached)
+        largest = torch.maximum((direct + up).abs(), (direct - down).abs()).reshape(runs, T * n, -1)
+        norm: Tensor = torch.linalg.matrix_norm(largest, 2)
+        return norm
+
     def matrices(self) -> list[Tensor]:
         """The weights that multiply at every step."""
         causal = self.from_inputs[: (self.horizon + 1) // 2].flatten(1)  # on average half of the inputs

@@ -25,6 +25,7 @@ from lipctrl.models.windows import Windows
 
 Array = NDArray[np.float64]
 Stacked = dict[str, Tensor]
+MARGIN = 1 - 1e-5  # of a gain in single precision below the one that is wanted
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class FitSettings:
         patience: epochs without a better validation error after which a run stops.
         input_noise, state_noise: on the inputs and on the start state, drawn anew for every batch.
         target_noise: on the targets of training, drawn once, as if they had been recorded so.
+        lipschitz: largest gain over the whole horizon, l2, per range of the data, of the iclrnn; None: as it comes.
     """
 
     family: Family = "iclrnn"
@@ -49,6 +51,7 @@ class FitSettings:
     input_noise: float = 0.0
     state_noise: float = 0.0
     target_noise: float = 0.0
+    lipschitz: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "epochs", "batch", "patience"):
@@ -60,6 +63,10 @@ class FitSettings:
                 raise ValueError(f"{name} must be finite and not negative, found {value}")
         if self.activation not in ("softplus", "relu"):
             raise ValueError(f"activation must be softplus or relu, found {self.activation!r}")
+        if self.lipschitz is not None and not (self.family == "iclrnn" and 0 < self.lipschitz < math.inf):
+            raise ValueError(
+                f"lipschitz must be positive, and is of the iclrnn; found {self.lipschitz} of {self.family}"
+            )
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,8 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             type(self.base).project_(self.params)
+            if s.lipschitz is not None:
+                Iclrnn.limit_gain_(self.params, MARGIN * s.lipschitz)
         self._validate()
 
     @torch.no_grad()

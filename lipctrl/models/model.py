@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,11 +80,22 @@ class ProcessModel:
         """T, the steps that it was trained for."""
         return self.cell.horizon
 
+    def extrapolation(self, steps: int) -> str:
+        """What is to be said of predictions over more steps than the model was trained for."""
+        return (
+            f"the model was trained for {self.horizon} steps of {self.dt:g} {self.time_unit}, asked for {steps}: from "
+            f"step {self.horizon + 1} on it starts again at its own predictions, which are extrapolated; nothing that "
+            "is proved of it holds there. Train on longer windows to avoid this"
+        )
+
     def predict(self, start: ArrayLike, inputs: ArrayLike) -> Array:
         """States (T, n) from x_0 (n,) and inputs (T, m), or batches of both, in float64.
 
+        More steps than the model was trained for come with a warning: from there on it starts again at its own
+        prediction, which it never saw in training, and what is proved or convex is so no longer.
+
         Raises:
-            UserError: shapes that do not match, or more steps than the model was trained for.
+            UserError: shapes that do not match.
         """
         x, u = np.asarray(start, np.float64), np.asarray(inputs, np.float64)
         n, m = len(self.state_names), len(self.input_names)
@@ -92,10 +104,12 @@ class ProcessModel:
                 f"a prediction needs a start (..., {n}) and inputs (..., T, {m}), found {x.shape}, {u.shape}"
             )
         if u.shape[-2] > self.horizon:
-            raise UserError(
-                f"the model was trained for {self.horizon} steps, asked for {u.shape[-2]}: what lies beyond would be "
-                "extrapolated; predict piece by piece, or train on longer windows"
-            )
+            warnings.warn(self.extrapolation(u.shape[-2]), stacklevel=2)
+            first = self.predict(x, u[..., : self.horizon, :])
+            pieces = [first]
+            for k in range(self.horizon, u.shape[-2], self.horizon):
+                pieces.append(self.predict(pieces[-1][..., -1, :], u[..., k : k + self.horizon, :]))
+            return np.concatenate(pieces, axis=-2)
         s, flat = self.scaling, (-1, u.shape[-2], m)
         p = torch.from_numpy(((x - s.state_low) / s.state_width).reshape(-1, n))
         q = torch.from_numpy(((u - s.input_low) / s.input_width).reshape(flat))
@@ -104,27 +118,36 @@ class ProcessModel:
             y = self.cell.double()(p, torch.cat([q, pad], dim=1))[:, : q.shape[1]].numpy()
         return np.asarray(s.state_low + s.state_width * y).reshape(*u.shape[:-1], n)
 
-    def to_plain(self, *, steps: int | None = None) -> PlainNet:
+    def to_plain(self, *, steps: int | None = None, hold: int = 1) -> PlainNet:
         """The model over `steps` (by default T) as one network from (x_0, u_0, ..) to (x_1, .., x_steps), raw units.
+
+        Args:
+            hold: steps for which an input is held; with more than 1 the network has one input and one state for each
+                of these periods.
 
         Raises:
             UserError: the family is not a PlainNet, more steps than it was trained for, or weights that break the
                 family's claim to be convex.
         """
         T = self.horizon if steps is None else steps
-        if not 1 <= T <= self.horizon:
-            raise UserError(f"the model unrolls over 1 to {self.horizon} steps, asked for {T}")
+        if not 1 <= T <= self.horizon or hold < 1 or T % hold:
+            raise UserError(
+                f"the model unrolls over 1 to {self.horizon} steps in periods of whole steps, asked for {T} steps "
+                f"and periods of {hold}"
+            )
         s, n, m = self.scaling, len(self.state_names), len(self.input_names)
-        graph = Graph(n + T * m)
+        graph = Graph(n + T // hold * m)
         whole = graph.input
         p = np.diag(1 / s.state_width) @ (whole[slice(0, n)] + -s.state_low)
-        u = [np.diag(1 / s.input_width) @ (whole[slice(n + k * m, n + (k + 1) * m)] + -s.input_low) for k in range(T)]
+        where = [n + (k // hold) * m for k in range(T)]
+        u = [np.diag(1 / s.input_width) @ (whole[slice(at, at + m)] + -s.input_low) for at in where]
         outputs = self.cell.unroll(graph, p, u)
         if outputs is None:
             raise UserError(f"{self.family} multiplies its gates: it is no network that certificates or export know")
-        raw = [np.diag(s.state_width) @ y + s.state_low for y in outputs]
-        names_in = (*self.state_names, *(f"{name} at step {k}" for k in range(T) for name in self.input_names))
-        names_out = tuple(f"{name} at step {k + 1}" for k in range(T) for name in self.state_names)
+        raw = [np.diag(s.state_width) @ y + s.state_low for y in outputs[hold - 1 :: hold]]
+        begins = range(0, T, hold)
+        names_in = (*self.state_names, *(f"{name} at step {k}" for k in begins for name in self.input_names))
+        names_out = tuple(f"{name} at step {k + hold}" for k in begins for name in self.state_names)
         net = graph.network(stacked(raw), input_names=names_in, output_names=names_out)
         if self.cell.convex and not is_convex(net):
             raise UserError(f"the weights of this {self.family} break its claim to be convex: it is not exported")

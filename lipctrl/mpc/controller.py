@@ -69,6 +69,7 @@ class Solution:
             set and margin in their own.
         status: what the solver says about itself. iterations: its iterations, 0 if it does not count.
         wall_time: seconds for this call, all of it.
+        gap: proved: no plan costs less than cost - gap; None where nothing is proved.
     """
 
     states: Array
@@ -80,6 +81,7 @@ class Solution:
     status: str
     iterations: int
     wall_time: float
+    gap: float | None = None
 
     def shifted(self) -> Trajectory:
         """The plan one step later, last input and last state repeated: the guess for the next problem."""

@@ -25,6 +25,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
 from lipctrl.models.convexity import is_convex
+from lipctrl.mpc.controller import Solution
+from lipctrl.mpc.problem import OCP, Given
+from lipctrl.mpc.shooting import HERE, Trajectory
 from lipctrl.nn.plain import PlainNet
 
 Array = NDArray[np.float64]
@@ -178,6 +181,89 @@ class ConvexMPC:
         return np.asarray(np.tile(c.u_low, T) + np.tile(c.u_high - c.u_low, T) * scaled).reshape(inputs.shape)
 
 
+def not_convex(ocp: OCP) -> str | None:
+    """Why this problem is not convex in the inputs whatever the convex model, or None: its cost and limits never ask
+    for a state to be higher.
+    """
+    for found, reason in (
+        (ocp.Q.any() or ocp.P.any(), "a set-point of a state is approached from both sides"),
+        (np.isfinite(ocp.x_low).any(), "a lower limit on a state is not a convex set of inputs"),
+        (ocp.soft is None and np.isfinite(ocp.x_high).any(), "hard limits on states may not be attainable"),
+        (ocp.terminal_set is not None, "a terminal set bounds states from below"),
+        (ocp.margin is not None, "a margin is an arbitrary function of the state"),
+        (ocp.u_rate is not None, "rate limits are not implemented in the convex path"),
+    ):
+        if found:
+            return reason
+    return None
+
+
+@dataclass(frozen=True)
+class ConvexController:
+    """`ConvexMPC` in the place of any other controller: the problem as an `OCP`, the answer as a `Solution`.
+
+    Attributes:
+        net: as in `ConvexMPC`. problem: one for which `not_convex` is None; the quadratic price of its soft limits
+            counts, the linear one does not.
+
+    Raises:
+        UserError: a problem or a model that is not convex.
+    """
+
+    net: PlainNet
+    problem: OCP
+    tolerance: float = 1e-4
+    _mpc: ConvexMPC = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        ocp, reason = self.problem, not_convex(self.problem)
+        if reason is not None:
+            raise UserError(f"the problem is not convex: {reason}")
+        limited = np.isfinite(ocp.x_high)
+        quadratic = np.zeros(len(limited)) if ocp.soft is None else ocp.soft.quadratic
+        cost = ConvexCost(
+            np.zeros(len(limited)),
+            np.where(limited, quadratic, 0.0),
+            ocp.x_high,
+            ocp.R,
+            ocp.u_ref,
+            ocp.u_low,
+            ocp.u_high,
+        )
+        # the record is frozen for its users; this is made here once
+        object.__setattr__(self, "_mpc", ConvexMPC(self.net, cost, self.tolerance))
+        if self._mpc.horizon != ocp.horizon:
+            raise UserError(f"the network predicts {self._mpc.horizon} steps, the problem has {ocp.horizon}")
+
+    @property
+    def ocp(self) -> OCP:
+        """The problem."""
+        return self.problem
+
+    def solve(self, x: ArrayLike, guess: Trajectory | None = None, given: Given = HERE) -> Solution:
+        """The globally optimal plan from state x (n,); see `Controller`.
+
+        Raises:
+            UserError: a shape does not match, or something is given beside the state.
+        """
+        if given != HERE:
+            raise UserError("convex MPC knows neither disturbances nor changing references")
+        plan = self._mpc.solve(x, None if guess is None else guess[1])
+        close = plan.gap <= self.tolerance * max(1.0, abs(plan.cost))
+        return Solution(
+            states=np.vstack([np.asarray(x, np.float64), plan.states]),
+            inputs=plan.inputs,
+            cost=plan.cost,
+            feasible=True,  # inputs are clipped to their limits, and nothing else is hard
+            converged=close,
+            violation=0.0,
+            status="within the gap" if close else "precision of the programmes reached",
+            iterations=plan.iterations,
+            wall_time=plan.wall_time,
+            gap=plan.gap,
+        )
+
+
 class _Tangents:
     """The quadratic programme of a number of tangents: inputs in [0, 1], excesses h >= 0, and one price t if any.
 
@@ -214,8 +300,8 @@ class _Tangents:
         buffer, self.trigger = programme.buffer()
         self.kept = (programme, buffer, given)  # CasADi holds no reference to what it reads
         for name, value in given.items():
-            buffer.set_arg(programme.index_in(name), memoryview(value.ravel(order="K")))
-        buffer.set_res(programme.index_out("x"), memoryview(self.found))
+            buffer.set_arg(programme.index_in(name), memoryview(value.ravel(order="K")))  # type: ignore[call-arg,arg-type]  # CasADi's stubs know C++ only
+        buffer.set_res(programme.index_out("x"), memoryview(self.found))  # type: ignore[call-arg,arg-type]
 
     def solve(self, cuts: list[tuple[Array, Array]]) -> Array:
         """Inputs in [0, 1], (T m,), for tangents (Jacobian (T n, T m), states at inputs zero (T n,))."""

@@ -1,7 +1,7 @@
 """The optimal control problem of MPC: horizon, quadratic cost, limits and soft limits, as data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,21 @@ class OCP:
         for name, value in (("rate limits", self.u_rate), ("a margin", self.margin)):
             if value is not None:
                 raise UserError(f"{purpose} knows limits of states and inputs only, the problem has {name}")
+
+    def with_reserve(self, reserve: Array) -> "OCP":
+        """The problem with state limits tightened by a reserve (n,), in the states' units, not negative.
+
+        Raises:
+            UserError: nothing is left between two limits.
+        """
+        low, high = self.x_low + reserve, self.x_high - reserve
+        if not (low < high).all():
+            k = int(np.argmin(high - low))
+            raise UserError(
+                f"a reserve of {reserve[k]:.4g} leaves nothing between the limits {self.x_low[k]:g} and "
+                f"{self.x_high[k]:g} of state {k}"
+            )
+        return replace(self, x_low=low, x_high=high)
 
     @property
     def definite(self) -> bool:

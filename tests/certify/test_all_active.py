@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lipctrl.certify.all_active import all_active_certificate, applies, parts
+from lipctrl.certify.all_active import all_active_certificate, applies, gain_bounds, parts
 from lipctrl.certify.bracket import certify
 from lipctrl.certify.lower import lower_bound
+from lipctrl.files import UserError
 from lipctrl.nn.activations import Activation
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
@@ -93,3 +94,19 @@ def test_it_is_among_the_methods_and_changed_weights_do_not_verify() -> None:
     larger = replace(net, blocks=({0: net.blocks[0][0] * 1.001}, *net.blocks[1:]))
     assert not found.verify(larger)
     assert not replace(found, weights_sha256=larger.sha256()).verify(larger)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gains_are_bounded_entrywise_and_attained_by_nonnegative_networks(seed: int) -> None:
+    net = random_net(seed, signed=True)
+    low, high = gain_bounds(net)
+    jacobians = net.jacobian(np.random.default_rng(seed).normal(scale=5, size=(2000, 3)))
+    assert (low <= jacobians.min(0)).all() and (jacobians.max(0) <= high).all() and (low < high).all()
+    net = random_net(seed, signed=False)
+    np.testing.assert_allclose(gain_bounds(net)[1], net.jacobian(np.full(3, 1e6)), rtol=1e-12)
+    with pytest.raises(UserError, match="nonnegative"):
+        gain_bounds(
+            PlainNet.mlp(
+                [-np.ones((2, 2)), -np.ones((2, 2)), np.ones((1, 2))], [np.zeros(2)] * 2 + [np.zeros(1)], "relu"
+            )
+        )

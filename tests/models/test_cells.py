@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lipctrl.certify.all_active import gain_bounds
 from lipctrl.certify.bracket import certify
 from lipctrl.certify.lower import lower_bound
 from lipctrl.files import UserError
@@ -52,6 +53,9 @@ def test_the_unrolled_network_is_the_model(family: str, activation: str) -> None
     np.testing.assert_allclose(found, expected, rtol=1e-10)
     short = made.to_plain(steps=2)(flat(x, u[:, :2])).reshape(40, 2, N)
     np.testing.assert_allclose(short, expected[:, :2], rtol=1e-10)
+    held = np.repeat(u[:, ::2], 2, axis=1)
+    periods = made.to_plain(hold=2)(flat(x, u[:, ::2])).reshape(40, T // 2, N)
+    np.testing.assert_allclose(periods, made.predict(x, held)[:, 1::2], rtol=1e-10)
     np.testing.assert_allclose(made.predict(x[0], u[0]), expected[0], rtol=1e-12)
 
 
@@ -160,8 +164,10 @@ def test_files(tmp_path: Path) -> None:
 
 def test_bad_input() -> None:
     made, (x, u) = model("iclrnn"), points(3)
-    with pytest.raises(UserError, match="extrapolated"):
-        made.predict(x, np.concatenate([u, u], axis=1))
+    with pytest.warns(UserWarning, match="extrapolated"):
+        twice = made.predict(x, np.concatenate([u, u[:, :2]], axis=1))
+    np.testing.assert_array_equal(twice[:, :T], made.predict(x, u))
+    np.testing.assert_array_equal(twice[:, T:], made.predict(twice[:, T - 1], u[:, :2]))
     with pytest.raises(UserError, match="needs a start"):
         made.predict(x[:, :1], u)
     with pytest.raises(UserError, match="1 to 4 steps"):
@@ -171,3 +177,27 @@ def test_bad_input() -> None:
     with pytest.raises(UserError, match="iclrnn"):
         build("iclrn", N, M, width=4, horizon=2)
     assert replace(made, dt=0.2).horizon == T
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e3])
+def test_the_gain_is_projected_not_normalised(limit: float) -> None:
+    """The bound of training is that of the certificate; a smaller gain stays as it is."""
+    cells = [model("iclrnn", seed=seed) for seed in range(3)]
+    weights = {
+        name: torch.stack([dict(made.cell.named_parameters())[name].detach() for made in cells])
+        for name in dict(cells[0].cell.named_parameters())
+    }
+    scales = tuple(np.concatenate([SCALING.state_width, np.tile(SCALING.input_width, T)]))
+    norm = NormPair(input_scale=scales, output_scale=tuple(np.tile(SCALING.state_width, T)))
+    before = Iclrnn.gain(weights).numpy()
+    for made, found in zip(cells, before, strict=True):
+        largest = np.max(np.abs(gain_bounds(made.to_plain())), axis=0)
+        scaled = largest * np.array(scales) / np.tile(SCALING.state_width, T)[:, None]
+        assert np.linalg.norm(scaled, 2) == pytest.approx(found, rel=1e-12)
+    Iclrnn.limit_gain_(weights, limit)
+    for k, made in enumerate(cells):
+        with torch.no_grad():
+            for name, weight in made.cell.named_parameters():
+                weight.copy_(weights[name][k])
+        found = certify(made.to_plain(), norm, method="all-active").upper.bound
+        assert found <= min(limit, before[k]) * (1 + 1e-9) and found >= 0.5 * min(limit, before[k])
