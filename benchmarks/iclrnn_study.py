@@ -25,10 +25,11 @@ from rich.progress import track
 
 from lipctrl.envs.cstr import LEVEL, TERMINAL_LEVEL, P, cstr_plant, lyapunov
 from lipctrl.envs.quad_tank import quad_tank_plant
+from lipctrl.evaluation.plots import region_figure
 from lipctrl.evaluation.statistics import stratified_bootstrap
 from lipctrl.files import write_text
 from lipctrl.models.baselines import baselines
-from lipctrl.models.cells import CELLS, steps
+from lipctrl.models.cells import CELLS, Iclrnn, steps
 from lipctrl.models.fit import FitSettings, Trainer, fit
 from lipctrl.models.model import ProcessModel, Scaling
 from lipctrl.models.reactor import reactor_grid
@@ -145,13 +146,17 @@ def learned(family: str, seed: int) -> ca.Function:
     return one_period(model, PLANT)
 
 
-def loops(update: ca.Function, horizon: int) -> dict[str, Any]:
-    """Lyapunov-based MPC with a model, on the true plant, from the published starts."""
+PATHS: dict[str, list[np.ndarray]] = {}  # of the figure
+
+
+def loops(update: ca.Function, horizon: int, label: str = "") -> dict[str, Any]:
+    """Lyapunov-based MPC with a model, on the true plant, from the published starts; paths are kept under a label."""
     ocp = regulation(PLANT, Q, R, horizon=horizon)
     mpc = LMPC(model=update, ocp=ocp, lyapunov=P, level=LEVEL, small=TERMINAL_LEVEL)
     x_e, u_e = PLANT.equilibrium
     last = FunctionPolicy(lambda x: np.tile(u_e, (len(x), 1)))
     cost, highest, offset, times, solutions = 0.0, 0.0, np.zeros(2), [], []
+    inside: list[float] = []
     for start in STARTS:
         loop = simulate(
             PLANT,
@@ -160,7 +165,10 @@ def loops(update: ca.Function, horizon: int) -> dict[str, Any]:
             STEPS,
             stage_cost=lambda x, u: float((x - x_e) @ Q @ (x - x_e) + (u - u_e) @ R @ (u - u_e)),
         )
+        if label:
+            PATHS.setdefault(label, []).append(loop.states)
         V = lyapunov(loop.states, x_e)
+        inside.append(float((V <= LEVEL).mean()))
         cost, highest = cost + loop.cost / len(STARTS), max(highest, float(V.max()))
         offset = np.maximum(offset, np.abs(loop.states[-1] - x_e))
         times += list(1e3 * loop.times[1:])
@@ -168,6 +176,7 @@ def loops(update: ca.Function, horizon: int) -> dict[str, Any]:
     return {
         "cost": cost,
         "largest V": highest,
+        "share of time with V <= 372": float(np.mean(inside)),
         "offset after 30 steps": offset.tolist(),
         "median ms": float(np.median(times)),
         "p99 ms": float(np.percentile(times, 99)),
@@ -178,14 +187,20 @@ def loops(update: ca.Function, horizon: int) -> dict[str, Any]:
 
 
 def closed_loop() -> dict[str, Any]:
-    """LMPC with the true plant and with the first seed of every family that is a network."""
+    """LMPC with the true plant and with every seed of every family; a figure of the stability region."""
     table: dict[str, Any] = {}
     for horizon in (2, 6):
-        rows: dict[str, Any] = {"true plant": loops(PLANT.update, horizon)}
-        for family in track([f for f in CELLS if f != "lstm"], f"closed loop, horizon {horizon}"):
-            found = [loops(learned(family, seed), horizon) for seed in SEEDS[:3]]
-            rows[family] = {name: np.median([row[name] for row in found], axis=0).tolist() for name in found[0]}
+        shown = horizon == 2
+        rows: dict[str, Any] = {"true plant": loops(PLANT.update, horizon, "true plant" if shown else "")}
+        for family in track(list(CELLS), f"closed loop, horizon {horizon}"):
+            drawn = family if shown and family in ("iclrnn", "icrnn", "lstm") else ""
+            found = [loops(learned(family, seed), horizon, "" if seed else drawn) for seed in SEEDS]
+            rows[family] = {name: np.median([row[name] for row in found], axis=0).tolist() for name in found[0]} | {
+                "cost, all seeds": interval([row["cost"] for row in found])
+            }
         table[f"horizon {horizon}"] = rows
+    figure = region_figure(P, LEVEL, PLANT.equilibrium[0], PATHS, PLANT.state.names)
+    write_text(Path(__file__).parents[1] / "docs" / "algorithms" / "iclrnn-region.svg", figure)
     return {"starts": STARTS.tolist(), "steps": STEPS, "table": table}
 
 
@@ -198,7 +213,13 @@ def compared(windows: Windows, families: tuple[str, ...], epochs: int) -> dict[s
     train, validation, test = windows.split(123)
     table: dict[str, Any] = {}
     for family in families:
-        fitted = fit(FitSettings(family=family, epochs=epochs), train, validation, seeds=SEEDS[:3])  # type: ignore[arg-type]
+        settings = FitSettings(
+            family=family,  # type: ignore[arg-type]
+            epochs=epochs,
+            patience=epochs,
+            learning_rate=RATES[family],
+        )
+        fitted = fit(settings, train, validation, seeds=SEEDS[:3])
         table[family] = {"test mse": interval([test_error(model, test)[0] for model in fitted.models])}
         if family == "iclrnn":
             fitted.models[0].save(FOLDER / "tanks.npz")
@@ -213,7 +234,7 @@ def tanks() -> dict[str, Any]:
     """The quadruple tank: simulated windows, and NMPC with the learned model on the true plant."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     windows = from_plant(TANKS, windows=4000, horizon=10, seed=0)
-    table = compared(windows, ("iclrnn", "rnn", "lstm"), 60)
+    table = compared(windows, tuple(CELLS), 300)
     update = one_period(ProcessModel.load(FOLDER / "tanks.npz"), TANKS)
     weights, (x_e, u_e) = (np.diag([1.0, 1.0, 0.1, 0.1]), 0.1 * np.eye(2)), TANKS.equilibrium
     ocp = regulation(TANKS, *weights, horizon=10)
@@ -253,11 +274,60 @@ def series() -> dict[str, Any]:
     found = from_series(
         read_columns(path), states=TANKS.state.names, inputs=TANKS.input.names, time=time_name, horizon=10
     )
-    return {"sensor noise cm": SENSOR.tolist(), "table": compared(found, ("iclrnn", "rnn", "lstm"), 60)}
+    return {"sensor noise cm": SENSOR.tolist(), "table": compared(found, tuple(CELLS), 300)}
+
+
+class PlainLoop(torch.nn.Module):
+    """Our cell as one would first write it: a loop over the steps, every product where its formula has it."""
+
+    def __init__(self, n: int, m: int, width: int, horizon: int) -> None:
+        super().__init__()
+        self.cell = Iclrnn(n, m, width, horizon)
+
+    def forward(self, p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """Scaled states (batch, T, n), equal to the cell's."""
+        c, found = self.cell, []
+        h1 = h2 = p.new_zeros(len(p), c.width)
+        for k in range(u.shape[1]):
+            r1, r2, between, out = c.hidden()
+            x = torch.cat([p, u[:, k]], dim=-1)
+            h1 = c.phi(x @ c.first.T + h1 @ r1.T + c.bias1)
+            h2 = c.phi(x @ c.second.T + h1 @ between.T + h2 @ r2.T + c.bias2)
+            y = h2 @ out.T + p @ c.from_start[k].T + c.offset[k]
+            for j in range(k + 1):
+                y = y + u[:, j] @ c.from_inputs[k, j].T
+            found.append(y)
+        return torch.stack(found, dim=1)
+
+
+def eager_epochs(model: torch.nn.Module, data: tuple[torch.Tensor, ...], epochs: int = 4) -> float:
+    """Seconds per epoch of a torch module trained in the usual way, one seed."""
+    p, u, y = data
+    optimizer = torch.optim.Adam(model.parameters())
+    begin = time.perf_counter()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(p)).split(256):
+            loss = ((model(p[rows], u[rows]) - y[rows]) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return (time.perf_counter() - begin) / epochs
+
+
+class TorchRecurrent(torch.nn.Module):
+    """torch's own two-layer RNN or LSTM with a linear output."""
+
+    def __init__(self, kind: type[torch.nn.RNNBase]) -> None:
+        super().__init__()
+        self.body, self.head = kind(4, 32, 2, batch_first=True), torch.nn.Linear(32, 2)  # type: ignore[call-arg,arg-type]
+
+    def forward(self, p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """Scaled states (batch, T, n)."""
+        return self.head(self.body(steps(p, u))[0])  # type: ignore[no-any-return]
 
 
 def training_speed() -> dict[str, Any]:
-    """Seconds per epoch and seed of the reactor's training data: seeds as one batch, and torch's own two-layer RNN."""
+    """Seconds per epoch and seed on the reactor: seeds as one batch, a plain loop, torch's own recurrences."""
     train, validation, _ = reactor_grid(PLANT, P, LEVEL).split(123)
 
     def per_epoch(family: str, seeds: tuple[int, ...]) -> float:
@@ -272,19 +342,14 @@ def training_speed() -> dict[str, Any]:
         family: {f"{len(seeds)} seeds": per_epoch(family, seeds) for seeds in ((0,), SEEDS, tuple(range(16)))}
         for family in ("iclrnn", "rnn", "lstm")
     }
-    p, u, y = (torch.from_numpy(part).float() for part in Scaling.of(train).scaled(train))
+    parts = tuple(torch.from_numpy(part).float() for part in Scaling.of(train).scaled(train))
+    loop = PlainLoop(2, 2, 32, train.horizon)
+    assert torch.allclose(loop(*parts[:2]), loop.cell(*parts[:2]), atol=1e-5)
+    rows["plain loop, iclrnn"] = {"1 seeds": eager_epochs(loop, parts)}
     for name, kind in (("rnn", torch.nn.RNN), ("lstm", torch.nn.LSTM)):
-        body, head = kind(4, 32, 2, batch_first=True), torch.nn.Linear(32, 2)
-        optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()])
-        begin = time.perf_counter()
-        for _ in range(4):
-            for rows_ in torch.randperm(len(p)).split(256):
-                loss = ((head(body(steps(p[rows_], u[rows_]))[0]) - y[rows_]) ** 2).mean()
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        rows[f"torch.nn, {name}"] = {"1 seeds": (time.perf_counter() - begin) / 4}
-    return {"seconds per epoch and seed": rows}
+        rows[f"torch.nn, {name}"] = {"1 seeds": eager_epochs(TorchRecurrent(kind), parts)}
+    ratio = rows["plain loop, iclrnn"]["1 seeds"] / np.array(list(rows["iclrnn"].values()))
+    return {"seconds per epoch and seed": rows, "plain loop over ours, 1, 5, 16 seeds": ratio.tolist()}
 
 
 ROWS = {

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lipctrl.certify.bracket import Bracket, certify
 from lipctrl.certify.certificate import Box, Certificate
+from lipctrl.certify.guarantees import Guarantee
 from lipctrl.certify.jacobian import gains
 from lipctrl.cli.experts import plant_env
 from lipctrl.cli.loading import KINDS, is_model_run, load_model, load_network
@@ -20,6 +21,8 @@ from lipctrl.config import parse
 from lipctrl.files import RequirementFailed, UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
+
+FEW = 12  # names that are listed in full
 
 
 @dataclass(frozen=True)
@@ -138,9 +141,15 @@ def show(title: str, bracket: Bracket, net: PlainNet) -> None:
         console.print(f"float64 execution adds at most {upper.execution_error:.3g} to a difference of outputs")
     if upper.norm.input_scale is None and upper.norm.output_scale is None:
         if net.input_names:
-            console.print(f"inputs: {', '.join(net.input_names)}; outputs: {', '.join(net.output_names)}", markup=False)
+            console.print(f"inputs: {_listed(net.input_names)}; outputs: {_listed(net.output_names)}", markup=False)
     elif net.input_scale is not None:
         console.print(f"one input unit is: {', '.join(f'{s:.4g}' for s in net.input_scale)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) <= FEW:
+        return ", ".join(names)
+    return f"{', '.join(names[: FEW // 2])}, .., {names[-1]} ({len(names)})"
 
 
 def check_certificate(path: Path, net: PlainNet) -> None:
@@ -157,6 +166,18 @@ def check_certificate(path: Path, net: PlainNet) -> None:
     if not certificate.verify(net):
         raise RequirementFailed(f"{path}: the proof of the bound {certificate.bound:.6g} does not hold")
     print(f"verified: {certificate.norm} bound {certificate.bound:.10g} ({certificate.method})")
+
+
+def model_rows(path: Path, settings: CertifySettings) -> tuple[Guarantee, ...]:
+    """What sensor errors do to the predictions of a process model in the loop of a plant.
+
+    Raises:
+        UserError: see `lipctrl.cli.model_loop`.
+    """
+    from lipctrl.cli.model_loop import model_table
+    from lipctrl.cli.mpc_modes import plant_of
+
+    return model_table(load_model(path), plant_of(plant_env(settings.plant)).plant, settings.sensor_error)
 
 
 def default_path(network: Path) -> Path:
@@ -185,6 +206,7 @@ def main(arguments: Sequence[str]) -> None:
     region = None if settings.region is None else parse_region(settings.region, net)
     if settings.gains and region is None:
         raise UserError("--gains needs a --region: gains are bounded on a box")
+    predictions = model_rows(path, settings) if settings.closed_loop and is_model_run(path) else None
     with CONSOLE.status("certifying"):
         bracket = certify(
             net, norm, region=region, per_output=settings.per_output, method=settings.method, seed=settings.seed
@@ -192,13 +214,10 @@ def main(arguments: Sequence[str]) -> None:
     show(str(path), bracket, net)
     if settings.gains and region is not None:
         show_gains(net, region)
-    if settings.closed_loop and is_model_run(path):
+    if predictions is not None:
         from lipctrl.cli.closed_loop import show_rows
-        from lipctrl.cli.model_loop import model_table
-        from lipctrl.cli.mpc_modes import plant_of
 
-        model, plant = load_model(path), plant_of(plant_env(settings.plant)).plant
-        show_rows(f"predictions in the loop of {settings.plant}", model_table(model, plant, settings.sensor_error))
+        show_rows(f"predictions in the loop of {settings.plant}", predictions)
     elif settings.closed_loop:
         from lipctrl.cli.closed_loop import closed_loop, loop_of, show_closed_loop
 

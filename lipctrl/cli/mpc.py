@@ -33,11 +33,12 @@ from lipctrl.cli.mpc_modes import (
 from lipctrl.cli.progress import bar
 from lipctrl.config import parse
 from lipctrl.envs.base import PlantEnv
-from lipctrl.evaluation.plots import trajectories
+from lipctrl.evaluation.plots import region_figure, trajectories
 from lipctrl.evaluation.rollout import Trace
 from lipctrl.files import UserError, write_text
 from lipctrl.models.model import ProcessModel
 from lipctrl.mpc.controller import Speed, Transcription
+from lipctrl.mpc.lmpc import LMPC
 from lipctrl.mpc.loop import ClosedLoop, simulate
 from lipctrl.mpc.mpc_policy import MPCPolicy
 from lipctrl.nn.plain import PlainNet
@@ -271,6 +272,7 @@ def main(arguments: Sequence[str]) -> None:
             )
         _write(run.path / f"{name.replace(', ', '-')}.csv", loops[name], inner)
     _plot(run.path / "trajectories.svg", loops, env)
+    _plot_region(run.path / "region.svg", policies, loops, inner)
     sentences = {
         name: [
             *policies[name].notes,
@@ -326,6 +328,17 @@ def _plot(path: Path, loops: dict[str, ClosedLoop], env: Env) -> None:
     ]
     if traces:
         write_text(path, trajectories(traces, inner.plant.state.names, signal_names(env)[1]))
+
+
+def _plot_region(path: Path, policies: dict[str, Contender], loops: dict[str, ClosedLoop], inner: PlantEnv) -> None:
+    """The plane of two states with the region of Lyapunov-based MPC, if there is one."""
+    found = [c.policy.controller for c in policies.values() if isinstance(c.policy, MPCPolicy)]
+    regions = [controller for controller in found if isinstance(controller, LMPC)]
+    if regions and len(inner.plant.state) == 2:
+        paths = {name: [loop.states] for name, loop in loops.items()}
+        lmpc = regions[0]
+        figure = region_figure(lmpc.lyapunov, lmpc.level, lmpc.ocp.x_ref, paths, inner.plant.state.names)
+        write_text(path, figure)
 
 
 def show(title: str, loops: dict[str, ClosedLoop]) -> None:

@@ -80,7 +80,7 @@ def convex_or_not(plant: Plant, model: ProcessModel | None, ocp: OCP, believed: 
         if isinstance(net, PlainNet):
             return ConvexController(net, ocp), "convex: every plan is optimal up to its proved gap"
         reason = net
-    return NMPC(believed, ocp, "sqpmethod-piqp"), f"not convex, solved as nonlinear MPC: {reason}"
+    return NMPC(believed, ocp, "ipopt"), f"not convex, solved as nonlinear MPC: {reason}"
 
 
 def cost_of(ocp: OCP, x: Array, u: Array) -> float:

@@ -1,7 +1,7 @@
 """`lipctrl train model`: a process model from a plant, a recorded series or a file of windows, with its validation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,14 @@ from rich.table import Table
 from lipctrl.cli.experts import plant_env
 from lipctrl.cli.interrupt import deferred_interrupt
 from lipctrl.cli.mpc_modes import plant_of
-from lipctrl.cli.progress import bar
+from lipctrl.cli.progress import CONSOLE, bar
 from lipctrl.config import parse, read_config, updated
 from lipctrl.evaluation.plots import model_figure
 from lipctrl.files import UserError, write_text
 from lipctrl.models.fit import FitSettings, Trainer
 from lipctrl.models.model import ProcessModel
-from lipctrl.models.validation import Validation, as_json, horizon_bracket, validate, validate_baselines
-from lipctrl.models.windows import Windows, from_plant, from_series, read_columns
+from lipctrl.models.validation import Validation, as_json, horizon_gain, validate, validate_baselines, worst_error
+from lipctrl.models.windows import Windows, from_plant, from_series, joined, read_columns
 from lipctrl.runs import Run, write_metrics
 
 CHECKPOINT = 10  # epochs between two checkpoints
@@ -36,8 +36,8 @@ class ModelSettings(FitSettings):
     published_grid: bool = False
     """With --plant cstr: the published grid of the reactor study instead of random inputs."""
     data: str | None = None
-    """Data of your own plant: windows written by this library (.npz), or a series as CSV or .npz with one column per
-    signal, named with its unit, such as "temperature [K]"."""
+    """Data of your own plant: a series as CSV or .npz with one column per signal, named with its unit, such as
+    "temperature [K]"; windows written by this library (.npz); or a run folder of `lipctrl mpc` or `train model`."""
     states: tuple[str, ...] = ()
     """Columns of a series that are predicted."""
     inputs: tuple[str, ...] = ()
@@ -81,17 +81,7 @@ def windows_of(settings: ModelSettings) -> Windows:
     if (settings.plant is None) == (settings.data is None):
         raise UserError("training needs one source: --plant NAME to simulate, or --data FILE of your own plant")
     if settings.data is not None:
-        path = Path(settings.data)
-        if not settings.states and not settings.inputs:
-            return Windows.load(path)
-        return from_series(
-            read_columns(path),
-            states=settings.states,
-            inputs=settings.inputs,
-            time=settings.time,
-            horizon=settings.horizon,
-            source=path.name,
-        )
+        return recorded(settings, Path(settings.data))
     assert settings.plant is not None
     plant = plant_of(plant_env(settings.plant)).plant
     if settings.published_grid:
@@ -109,6 +99,31 @@ def windows_of(settings: ModelSettings) -> Windows:
         spread=None if settings.spread is None else np.array(settings.spread),
         hold=settings.hold,
         noise=None if settings.sensor_noise is None else np.array(settings.sensor_noise),
+    )
+
+
+def recorded(settings: ModelSettings, path: Path) -> Windows:
+    """Windows of a file or of a run folder; see `windows_of`."""
+    states, inputs, time, files = settings.states, settings.inputs, settings.time, [path]
+    if path.is_dir():
+        if (path / "windows.npz").exists():
+            return Windows.load(Run.open(path).checked("windows.npz"))
+        files = sorted(path.glob("*.csv"))
+        name = read_config(str(Run.open(path).path / "settings.yaml"), "mpc")[0].get("plant")
+        if not files or not isinstance(name, str):
+            raise UserError(f"{path} holds no windows and no series of `lipctrl mpc` to learn from")
+        plant = plant_of(plant_env(name)).plant
+        states, inputs = states or plant.state.names, inputs or plant.input.names
+        time = f"time [{plant.time_unit}]"
+    elif not states and not inputs:
+        return Windows.load(path)
+    return joined(
+        [
+            from_series(
+                read_columns(file), states=states, inputs=inputs, time=time, horizon=settings.horizon, source=file.name
+            )
+            for file in files
+        ]
     )
 
 
@@ -180,9 +195,10 @@ def _finish(trainer: Trainer, settings: ModelSettings, parts: tuple[Windows, Win
     """Save the models, validate the best one, print what is known of it."""
     train, _, test = parts
     models = trainer.result({"source": dict(train.source), "settings": settings.family}).models
-    best = min(models, key=lambda m: float(m.facts["validation_mse"]))
+    models = tuple(replace(m, facts={**m.facts, "worst_error": worst_error(m, test).tolist()}) for m in models)
     for model in models:
         model.save(run.path / f"model-s{model.facts['seed']}.npz")
+    best = min(models, key=lambda m: float(m.facts["validation_mse"]))
     best.save(run.path / "model.npz")
     table = {settings.family: validate(best, test), **validate_baselines(train, best, test)}
     lines = [verdict(settings.family, table)] + sensitivity(best, test, run)
@@ -220,28 +236,35 @@ def sensitivity(model: ProcessModel, test: Windows, run: Run) -> list[str]:
             f"proved by structure: for k = 1..{model.horizon} every predicted state is convex in the start ({n}) and "
             f"the inputs ({m}) of the steps before it, jointly; not if predictions are fed back"
         )
-    upper, lower = horizon_bracket(net, model, test)
-    if upper is None:
-        return lines
-    upper.save(run.path / "certificate.json")
+    with CONSOLE.status("proving the constant over the horizon"):
+        found = horizon_gain(net, model, test)
+    found.everywhere.save(run.path / "certificate.json")
     net.save(run.path / "network.npz")
+    on_data = f", {found.on_data.bound:.4g} on the data's range" if found.on_data is not None else ""
     lines.append(
-        f"constant over {model.horizon} steps, l2, per range of the data: [{lower.bound:.4g} witness, "
-        f"{upper.bound:.4g} proved] by {upper.method}; certificate.json is of network.npz, unrolled, in raw units"
+        f"constant over {model.horizon} steps, l2, per range of the data: {found.attained.bound:.4g} (witness) to "
+        f"{found.everywhere.bound:.4g} (proved by {found.everywhere.method}){on_data}; certificate.json is of "
+        "network.npz, unrolled, in raw units"
     )
     return lines
 
 
 def show(model: ProcessModel, table: dict[str, Validation]) -> None:
-    """Print errors of the model and of least squares: overall, under noise, and per state at the last step."""
-    console, levels = Console(), [level for level in next(iter(table.values())).noisy if level]
-    noise = [f"mse, noise {level:g}" for level in levels]
-    overall = Table("model", "mse", *noise, "parameters", "us", title=f"test windows, {model.horizon} steps, scaled")
-    for name, found in table.items():
-        numbers = [f"{found.mse:.3g}", *(f"{found.noisy[level]:.3g}" for level in levels), str(found.parameters)]
-        overall.add_row(name, *numbers, f"{found.microseconds:.0f}" if found.microseconds else "")
+    """Print errors of the model and of least squares: overall, under noise, and per state over the horizon."""
+    console, T = Console(), model.horizon
+    noise = list(next(iter(table.values())).noisy)
+    overall = Table(f"test windows of {T} steps", *table)
+    overall.add_row("mean square, scaled", *(f"{found.mse:.3g}" for found in table.values()))
+    for key in noise:
+        overall.add_row(f"  with noise, {key}", *(f"{found.noisy[key]:.3g}" for found in table.values()))
+    overall.add_row("parameters", *(str(found.parameters) for found in table.values()))
+    overall.add_row("floating-point operations", *(str(found.flops) for found in table.values()))
+    times = (f"{found.microseconds:.0f}" if found.microseconds else "" for found in table.values())
+    overall.add_row("us per call", *times)
     console.print(overall)
-    last = Table(f"rmse at step {model.horizon}", *table)
+    steps = sorted({1, (T + 1) // 2, T})
+    horizon = Table("root mean square error", "step", *table)
     for i, state in enumerate(model.state_names):
-        last.add_row(escape(state), *(f"{found.rmse[-1, i]:.3g}" for found in table.values()))
-    console.print(last)
+        for k in steps:
+            horizon.add_row(escape(state), str(k), *(f"{found.rmse[k - 1, i]:.3g}" for found in table.values()))
+    console.print(horizon)

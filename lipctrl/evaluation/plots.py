@@ -178,3 +178,30 @@ def model_figure(predicted: NDArray[np.float64], test: Windows, table: Mapping[s
         axis.grid(alpha=0.3)
     figure.tight_layout()
     return _svg(figure)
+
+
+def region_figure(
+    P: NDArray[np.float64],
+    level: float,
+    centre: NDArray[np.float64],
+    paths: Mapping[str, Sequence[NDArray[np.float64]]],
+    names: Sequence[str],
+) -> str:
+    """Closed-loop states (T+1, 2) of several controllers in the plane, and the stability region (x-c)'P(x-c) <= level.
+
+    Args:
+        paths: by controller, one trajectory per start. names: of the two states, with units.
+    """
+    figure = Figure(figsize=(6.4, 5.0))
+    axes = figure.subplots()
+    angles = np.linspace(0, 2 * np.pi, 400)
+    border = np.sqrt(level) * np.linalg.inv(np.linalg.cholesky(P).T) @ [np.cos(angles), np.sin(angles)]
+    axes.plot(*(centre[:, None] + border), "k-", lw=1, label=f"V = {level:g}")
+    for k, (label, own) in enumerate(paths.items()):
+        for i, path in enumerate(own):
+            axes.plot(*path.T, "-o", ms=2, lw=1, color=f"C{k}", label=label if i == 0 else None)
+    axes.plot(*centre, "k+", ms=9)
+    axes.set(xlabel=names[0], ylabel=names[1])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _svg(figure)

@@ -215,6 +215,24 @@ def from_series(
     return Windows(x[begins], u[rows], x[rows + 1], tuple(states), tuple(inputs), float(steps.mean()), unit, facts)
 
 
+def joined(parts: Sequence[Windows]) -> Windows:
+    """Windows of several series of the same signals as one, in their order.
+
+    Raises:
+        UserError: names or sampling times differ.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        same = (part.state_names, part.input_names) == (first.state_names, first.input_names)
+        if not same or abs(part.dt - first.dt) > UNIFORM * first.dt or part.horizon != first.horizon:
+            raise UserError("series that are joined need the same signals, sampling time and horizon")
+    starts, inputs, states = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("starts", "inputs", "states")
+    )
+    files = ", ".join(str(part.source.get("file", "")) for part in parts)
+    return replace(first, starts=starts, inputs=inputs, states=states, source={**first.source, "file": files})
+
+
 def read_columns(path: Path) -> dict[str, Array]:
     """Columns of a CSV file with a header row, or of a `.npz` file with one array per column.
 

@@ -6,7 +6,7 @@ back into the problem, violates nothing.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import casadi as ca
@@ -22,6 +22,7 @@ from lipctrl.plant import Plant
 
 Array = NDArray[np.float64]
 Transcription = Literal["shooting", "collocation"]
+BROKEN = "broke down"
 FEASIBLE = 1e-6  # largest violation, in scaled units, of a solution that counts as feasible
 
 _QUIET = {"print_time": False, "error_on_fail": False}
@@ -135,6 +136,32 @@ def solve_programme(
     )
 
 
+def second_try(
+    found: Solution,
+    name: str,
+    spare: list[ca.Function],
+    programme: Programme,
+    x: ArrayLike,
+    guess: Trajectory | None,
+    given: Given,
+    *,
+    repair: Callable[[Trajectory], Trajectory] | None = None,
+) -> Solution:
+    """`found`, or where sqpmethod broke down on it, what it finds with Hessians that are shifted, not reflected.
+
+    CasADi's reflection needs eigenvalues, which it cannot always compute. The second solver is made once, into `spare`.
+    """
+    if not (name.startswith("sqpmethod") and found.status.startswith(BROKEN)):
+        return found
+    if not spare:
+        plugin, options = SOLVERS[name]
+        spare.append(
+            ca.nlpsol("second", plugin, programme.nlp, {**_QUIET, **options, "convexify_strategy": "regularize"})
+        )
+    again = solve_programme(spare[0], programme, x, guess, given, repair=repair)
+    return replace(again, wall_time=found.wall_time + again.wall_time)
+
+
 def _checked_guess(ocp: OCP, x: Array, guess: Trajectory | None, given: Given) -> Trajectory:
     """The guess, by default a straight line to the reference with the inputs of the reference."""
     n, m = len(ocp.x_ref), len(ocp.u_ref)
@@ -163,7 +190,7 @@ def call_solver(solver: ca.Function, programme: Programme, start: Array, p: Arra
         return found, solver.stats()
     except RuntimeError as error:  # CasADi's only exception, also for "no statistics available"
         reason = str(error).strip().splitlines()[-1] if str(error) else "unknown error"
-        return start, {"success": False, "unified_return_status": f"broke down: {reason}"}
+        return start, {"success": False, "unified_return_status": f"{BROKEN}: {reason}"}
 
 
 class _Watch(ca.Callback):
@@ -236,6 +263,7 @@ class NMPC:
     _programme: Programme = field(init=False, repr=False)
     _solve: ca.Function = field(init=False, repr=False)
     _watch: _Watch | None = field(init=False, repr=False)
+    _spare: list[ca.Function] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
         check_solver(self.solver, SOLVERS, UNSAFE)
@@ -295,7 +323,10 @@ class NMPC:
         if self._watch is not None and self.speed.deadline is not None:
             self._watch.end = time.perf_counter() + self.speed.deadline
         repair = self._simulated(given) if self.speed.real_time else None
-        return solve_programme(self._solve, self._programme, x, guess, given, repair=repair)
+        found = solve_programme(self._solve, self._programme, x, guess, given, repair=repair)
+        if self._watch is not None:  # no time for another
+            return found
+        return second_try(found, self.solver, self._spare, self._programme, x, guess, given, repair=repair)
 
     def _simulated(self, given: Given) -> Callable[[Trajectory], Trajectory]:
         """The plan's inputs with the states that they lead to."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
-from lipctrl.mpc.controller import GENERAL, SOLVERS, UNSAFE, Solution, check_solver, solve_programme
+from lipctrl.mpc.controller import GENERAL, SOLVERS, UNSAFE, Solution, check_solver, second_try, solve_programme
 from lipctrl.mpc.problem import OCP, Given
 from lipctrl.mpc.shooting import HERE, Programme, Trajectory, transcribe
 
@@ -75,6 +75,7 @@ class LMPC:
     solver: str = "sqpmethod-daqp"
     _programme: Programme = field(init=False, repr=False)
     _solve: ca.Function = field(init=False, repr=False)
+    _spare: list[ca.Function] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
         check_solver(self.solver, dict.fromkeys(GENERAL), UNSAFE)
@@ -105,7 +106,8 @@ class LMPC:
         Raises:
             UserError: a shape does not match or a number is not finite.
         """
-        solution = solve_programme(self._solve, self._programme, x, guess, given)
+        first = solve_programme(self._solve, self._programme, x, guess, given)
+        solution = second_try(first, self.solver, self._spare, self._programme, x, guess, given)
         start = float(self.value(x))
         if start <= self.level:
             return solution

@@ -95,3 +95,88 @@ def test_a_model_is_believed_by_mpc_and_one_of_another_plant_is_refused(tmp_path
     assert costs[0] < costs[1] < 1.5 * costs[0]
     status, _, err = run("mpc", "--plant", "cstr", "--model", tmp_path / "m", "--out", tmp_path / "x")
     assert status == 2 and "another plant" in err and not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def tanks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from lipctrl.cli.main import main
+
+    out = tmp_path_factory.mktemp("tanks") / "m"
+    arguments = ["--plant", "quad-tank", "--epochs", "20", "--width", "8", "--windows", "600", "--horizon", "6"]
+    main(["train", "model", *arguments, "--out", str(out)])
+    return out
+
+
+CONVEX = ["--plant", "quad-tank", "--controller", "convex", "--state-high", 13, 13, "inf", "inf", "--steps", 12]
+
+
+def test_convex_mpc_reports_its_proved_gap_and_costs_no_more_than_ipopt(tanks: Path, tmp_path: Path, run: Run) -> None:
+    arguments = [*CONVEX, "--horizon", 6, "--input-reference", 3.4, 3.4, "--start", 12.5, 12.5, 1.6, 1.4]
+    status, text, err = run("mpc", *arguments, "--model", tanks, "--out", tmp_path / "c")
+    assert status == 0 and "globally optimal up to" in text and "not convex" not in text + err
+    cost = json.loads((tmp_path / "c" / "run.json").read_text())["costs"]["convex"]
+    status, text, err = run("mpc", *arguments, "--out", tmp_path / "n")  # the plant's own equations: IPOPT
+    other = json.loads((tmp_path / "n" / "run.json").read_text())["costs"]["convex"]
+    assert status == 0 and "not known to be convex" in text and cost == pytest.approx(other, rel=0.2) and cost > 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--horizon", 7], "extrapolated"),
+        (["--horizon", 4, "--state-low", 0, 0, 0, 0], "a lower limit on a state is not a convex set"),
+    ],
+)
+def test_what_is_not_convex_says_so_and_is_solved_all_the_same(
+    extra: list[object], words: str, tanks: Path, tmp_path: Path, run: Run
+) -> None:
+    arguments = [*CONVEX[:-1], 3, *extra, "--input-reference", 3.2, 3.2]
+    status, text, _ = run("mpc", *arguments, "--model", tanks, "--out", tmp_path / "c")
+    assert status == 0 and "not convex, solved as nonlinear MPC" in text and words in text.replace("\n", " ")
+
+
+def test_sensor_errors_tighten_limits_and_are_in_the_closed_loop_table(tanks: Path, tmp_path: Path, run: Run) -> None:
+    error = ["--sensor-error", 0.05, 0.05, 0.02, 0.02]
+    mpc = ["--plant", "quad-tank", "--steps", 5, "--horizon", 6]
+    status, text, _ = run("mpc", *mpc, *error, "--model", tanks, "--out", tmp_path / "t")
+    assert status == 0 and "state limits tightened" in text and "proved everywhere" in text
+    status, text, _ = run("mpc", *mpc, *error, "--out", tmp_path / "u")
+    assert status == 0 and "not tightened" in text
+    status, text, _ = run("certify", tanks, "--closed-loop", "--plant", "quad-tank", *error)
+    assert status == 0 and "moved by the" in text and "proved" in text and "estimate" in text
+    for command, words in (
+        (["certify", tanks, "--closed-loop", "--plant", "quad-tank"], "--sensor-error"),
+        (["certify", tanks, "--closed-loop", "--plant", "cstr", *error], "another plant"),
+        (["mpc", *mpc, "--sensor-error", 0.1, "--out", tmp_path / "x"], "needs 4 finite numbers"),
+        (["mpc", *mpc, "--sensor-error", 9, 9, 9, 9, "--model", tanks, "--out", tmp_path / "x"], "leaves nothing"),
+        (["mpc", *CONVEX, "--solver", "ipopt", "--out", tmp_path / "x"], "--solver has no effect"),
+        (["mpc", *mpc, "--input-reference", 3, 3, "--out", tmp_path / "x"], "has no effect without"),
+        (["mpc", "--plant", "quad-tank", "--controller", "convex", "--input-reference", 3], "needs 2 numbers"),
+    ):
+        status, _, err = run(*command)
+        assert status == 2 and words in err, (words, err)
+    assert not (tmp_path / "x").exists()
+
+
+def test_data_of_run_folders(tanks: Path, tmp_path: Path, run: Run) -> None:
+    assert run("mpc", "--plant", "quad-tank", "--steps", 250, "--horizon", 5, "--out", tmp_path / "p")[0] == 0
+    assert run("train", "model", "--data", tmp_path / "p", *TINY, "--out", tmp_path / "a")[0] == 0
+    model = ProcessModel.load(tmp_path / "a" / "model.npz")
+    assert model.state_names[0] == "level 1 [cm]" and model.dt == 5.0 and len(model.facts["worst_error"]) == 3
+    assert run("train", "model", "--data", tanks, *TINY, "--out", tmp_path / "b")[0] == 0
+    assert (tmp_path / "b" / "windows.npz").read_bytes() == (tanks / "windows.npz").read_bytes()
+
+
+def test_the_gain_is_kept_below_a_target(tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "r"
+    status, text, _ = run("train", "model", "--plant", "quad-tank", *TINY, "--lipschitz", 1.5, "--out", out)
+    bound = Certificate.load(out / "certificate.json").bound
+    assert status == 0 and 1 < bound <= 1.5
+    status, _, err = run("train", "model", "--plant", "quad-tank", "--family", "rnn", "--lipschitz", 1.5)
+    assert status == 2 and "of the iclrnn" in err
+
+
+def test_lyapunov_based_mpc_draws_its_region(tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "l"
+    assert run("mpc", "--plant", "cstr", "--controller", "lmpc", "--horizon", 2, "--steps", 3, "--out", out)[0] == 0
+    assert "V = 372" in (out / "region.svg").read_text() or (out / "region.svg").stat().st_size > 5000

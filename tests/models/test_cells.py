@@ -142,6 +142,24 @@ def test_published_weights_are_normalised_not_projected() -> None:
     assert torch.linalg.matrix_norm(tiny["u1"], 2) > 0.8  # a small matrix is made large again
 
 
+def bjorck(w: np.ndarray) -> np.ndarray:
+    """15 steps towards the nearest orthogonal matrix, as in the early versions of the published code."""
+    for _ in range(15):
+        w = 1.5 * w - 0.5 * w @ w.T @ w
+    return w
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_orthogonalising_and_clipping_undo_each_other(size: int) -> None:
+    """Why the published constructions before December 2024 are not here: each order breaks one of the two claims."""
+    w = np.random.default_rng(0).normal(size=(size, size))
+    clipped = np.maximum(w, 0)
+    first = bjorck(clipped / np.linalg.norm(clipped, 2))
+    assert (first < 0).mean() > 0.3 and np.linalg.norm(first, 2) < 1.01
+    second = np.maximum(bjorck(w / np.linalg.norm(w, 2)), 0)
+    assert np.linalg.norm(second, 2) > 1.5 and (second >= 0).all()
+
+
 def test_states_of_the_convex_cell_contract() -> None:
     cell = model("iclrnn").cell
     assert isinstance(cell, Iclrnn)

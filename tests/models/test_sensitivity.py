@@ -1,4 +1,4 @@
-"""What sensor errors do to predictions: bounds above every attack at corners, at every step, for all network families."""
+"""What sensor errors do to predictions: bounds above every attack at corners and steps, for all network families."""
 
 import itertools
 from dataclasses import replace

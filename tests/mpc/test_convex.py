@@ -63,6 +63,45 @@ def test_no_start_of_ipopt_finds_anything_below_the_proved_bound(seed: int, acti
     assert (np.abs(plan.inputs) <= 1).all()
 
 
+def epigraph(net: PlainNet, cost: ConvexCost, x: np.ndarray) -> tuple[float, np.ndarray]:
+    """Another formulation: every relu unit and every excess is a variable above its line, one quadratic programme.
+
+    Tight because the cost never falls when a unit rises (Amos, Xu and Kolter, arXiv 1609.07152, section 3).
+    """
+    u = ca.MX.sym("u", T * M)
+    values, rows = [ca.vertcat(ca.DM(x), u)], []
+    lines = [
+        lambda row=row, bias=bias: sum(ca.DM(block) @ values[j] for j, block in row.items()) + ca.DM(bias)
+        for row, bias in zip(net.blocks, net.biases, strict=True)
+    ]
+    for line in lines[:-1]:
+        above = line()
+        values.append(ca.MX.sym("z", above.numel()))
+        rows.append(values[-1] - above)
+    excess = ca.MX.sym("s", T * N)
+    rows.append(excess - (lines[-1]() - np.tile(cost.limit, T)))
+    du = u - np.tile(cost.u_ref, T)
+    f = ca.dot(np.tile(cost.weight, T), excess**2) + float(cost.R[0, 0]) * ca.sumsqr(du)
+    z = ca.vertcat(u, *values[1:], excess)
+    options = {"print_time": False, "error_on_fail": False, "piqp": {"eps_abs": 1e-10, "eps_rel": 1e-11}}
+    solver = ca.qpsol("epigraph", "piqp", {"x": z, "f": f, "g": ca.vertcat(*rows)}, options)
+    free = z.numel() - T * M
+    low, high = (np.append(end * np.ones(T * M), np.full(free, other)) for end, other in ((-1, 0), (1, np.inf)))
+    found = solver(lbx=low, ubx=high, lbg=0, ubg=np.inf)
+    return float(found["f"]), np.array(found["x"]).ravel()[: T * M]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tangents_come_to_the_optimum_of_the_epigraph_programme(seed: int) -> None:
+    net, x = network(seed, "relu"), np.random.default_rng(seed).uniform(0.2, 0.9, N)
+    plan = ConvexMPC(net, COST).solve(x)
+    optimum, inputs = epigraph(net, COST, x)
+    u = inputs.reshape(T, M)
+    simulated = ConvexMPC(net, COST).value(u, net(np.concatenate([x, inputs])).reshape(T, N))
+    assert simulated == pytest.approx(optimum, rel=1e-6, abs=1e-7)  # the relaxation is tight
+    assert optimum - 1e-6 <= plan.cost <= optimum + 1e-3 * max(1, optimum) and plan.cost - plan.gap <= optimum + 1e-7
+
+
 def test_an_affine_model_is_solved_by_one_programme_as_in_closed_form() -> None:
     """x_1 = x + u, weight on x above 0: minimise w max(0, x + u)^2 + (u - r)^2 gives u = (r - w x) / (1 + w)."""
     net = PlainNet(({0: np.array([[1.0, 1.0]])},), (np.zeros(1),), ())
