@@ -29,8 +29,10 @@ from lipctrl.evaluation.plots import region_figure
 from lipctrl.evaluation.statistics import stratified_bootstrap
 from lipctrl.files import write_text
 from lipctrl.models.baselines import baselines
-from lipctrl.models.cells import CELLS, Iclrnn, steps
+from lipctrl.models.cell import steps
+from lipctrl.models.cells import CELLS
 from lipctrl.models.fit import FitSettings, Trainer, fit
+from lipctrl.models.iclrnn import Iclrnn
 from lipctrl.models.model import ProcessModel, Scaling
 from lipctrl.models.reactor import reactor_grid
 from lipctrl.models.windows import Windows, from_plant, from_series, read_columns

@@ -12,7 +12,8 @@ Three problems. "reactor": NMPC of the unstable reactor, 10 steps, from 8 states
 60 steps each. "chain": linear MPC of six masses between springs, 12 states, 3 limited inputs, 20 steps. "learned": NMPC
 whose model is a tanh network of the reactor (last layer fitted), 10 steps. Every controller starts from its shifted
 plan, acts on the same simulated plant and pays the same cost. "first" is the first call of a loop, "warm" the others.
-"convex": a one-sided cost on an unrolled input-convex model, by our tangents and by IPOPT, from cold starts.
+"convex": a one-sided cost on an unrolled input-convex model, by our tangents and by IPOPT (exact Hessians), and by
+IPOPT on the same model behind l4casadi, from cold starts.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 from lipctrl.envs.cstr import LEVEL, P, cstr_plant
 from lipctrl.envs.linear import linear_plant
 from lipctrl.files import write_text
+from lipctrl.models.model import ProcessModel
 from lipctrl.mpc.controller import NMPC, Speed
 from lipctrl.mpc.linear import LinearMPC
 from lipctrl.mpc.problem import OCP, regulation
@@ -282,28 +284,60 @@ def convex(activation: str) -> dict[str, Any]:
         u_high=s.input_low + s.input_width,
     )
     mpc, x, u = ConvexMPC(net, cost), ca.MX.sym("x", 4), ca.MX.sym("u", 20)
-    y = to_casadi(net)(ca.vertcat(x, np.tile(s.input_low, 10) + np.tile(s.input_width, 10) * u))
-    over = ca.fmax(y - np.tile(cost.limit, 10), 0) * np.tile(np.sqrt(cost.weight), 10)
-    options = {"print_time": False, "error_on_fail": False, "ipopt": {"print_level": 0, "sb": "yes"}}
-    ipopt = ca.nlpsol("s", "ipopt", {"x": u, "p": x, "f": ca.sumsqr(over) + ca.sumsqr(u - 0.8)}, options)
-    rows: dict[str, list[list[float]]] = {"tangents": [], "ipopt": []}
-    for state in s.state_low + s.state_width * np.random.default_rng(0).uniform(0.3, 0.7, (20, 4)):
-        plan = mpc.solve(state)
-        rows["tangents"].append([1e3 * plan.wall_time, plan.cost, plan.gap, plan.iterations])
-        begin = time.perf_counter()
-        found = ipopt(x0=0.8, p=state, lbx=0, ubx=1)
-        seconds = time.perf_counter() - begin
-        rows["ipopt"].append([1e3 * seconds, float(found["f"]), np.nan, ipopt.stats()["iter_count"]])
-    return {
+
+    def ipopt(states: ca.MX, **options: Any) -> ca.Function:
+        over = ca.fmax(states - np.tile(cost.limit, 10), 0) * np.tile(np.sqrt(cost.weight), 10)
+        problem = {"x": u, "p": x, "f": ca.sumsqr(over) + ca.sumsqr(u - 0.8)}
+        quiet = {"print_time": False, "error_on_fail": False, "ipopt": {"print_level": 0, "sb": "yes", **options}}
+        return ca.nlpsol("s", "ipopt", problem, quiet)
+
+    raw = ca.vertcat(x, np.tile(s.input_low, 10) + np.tile(s.input_width, 10) * u)
+    solvers = {"ipopt": ipopt(to_casadi(net)(raw))}
+    with contextlib.suppress(ImportError):
+        solvers["ipopt, l4casadi"] = ipopt(
+            l4casadi_states(model, x, u), hessian_approximation=LIMITED, tol=1e-4, max_iter=200
+        )
+    states = s.state_low + s.state_width * np.random.default_rng(0).uniform(0.3, 0.7, (20, 4))
+    plans = [mpc.solve(state) for state in (states[0], *states)][1:]  # the first builds what is kept
+    rows = {"tangents": [[1e3 * plan.wall_time, plan.cost, plan.iterations, plan.gap] for plan in plans]}
+    for name, solver in solvers.items():
+        rows[name] = []
+        for state in (states[0], *states):
+            begin = time.perf_counter()
+            found = solver(x0=0.8, p=state, lbx=0, ubx=1)
+            seconds = time.perf_counter() - begin
+            rows[name].append([1e3 * seconds, float(found["f"]), solver.stats()["iter_count"]])
+        del rows[name][0]
+    table = {
         name: {
             "median ms": float(np.median([v[0] for v in values])),
             "largest ms": float(np.max([v[0] for v in values])),
             "mean cost": float(np.mean([v[1] for v in values])),
-            "iterations": float(np.mean([v[3] for v in values])),
-            **({"largest proved gap": float(np.max([v[2] for v in values]))} if name == "tangents" else {}),
+            "iterations": float(np.mean([v[2] for v in values])),
         }
         for name, values in rows.items()
     }
+    table["tangents"]["largest proved gap"] = float(np.max([v[3] for v in rows["tangents"]]))
+    return table
+
+
+def l4casadi_states(model: ProcessModel, x: ca.MX, u: ca.MX) -> ca.MX:
+    """Raw states over the horizon from the raw start and scaled inputs, the torch cell behind l4casadi."""
+    import l4casadi as l4c
+    import torch
+
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = model.cell.float()
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return self.cell(z[:, :4], z[:, 4:].reshape(-1, 10, 2)).reshape(-1, 40)  # type: ignore[no-any-return]
+
+    s, folder = model.scaling, tempfile.mkdtemp()
+    wrapped = l4c.L4CasADi(Flat(), device="cpu", name=f"cell{model.facts['seed']}{len(folder)}", build_dir=folder)
+    scaled = ca.vertcat((x - s.state_low) / s.state_width, u)
+    return np.tile(s.state_low, 10) + np.tile(s.state_width, 10) * wrapped(scaled.T).T
 
 
 def main() -> None:

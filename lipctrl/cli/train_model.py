@@ -19,7 +19,15 @@ from lipctrl.evaluation.plots import model_figure
 from lipctrl.files import UserError, write_text
 from lipctrl.models.fit import FitSettings, Trainer
 from lipctrl.models.model import ProcessModel
-from lipctrl.models.validation import Validation, as_json, horizon_gain, validate, validate_baselines, worst_error
+from lipctrl.models.validation import (
+    Validation,
+    as_json,
+    horizon_gain,
+    validate,
+    validate_baselines,
+    within_two_deviations,
+    worst_error,
+)
 from lipctrl.models.windows import Windows, from_plant, from_series, joined, read_columns
 from lipctrl.runs import Run, write_metrics
 
@@ -202,6 +210,9 @@ def _finish(trainer: Trainer, settings: ModelSettings, parts: tuple[Windows, Win
     best.save(run.path / "model.npz")
     table = {settings.family: validate(best, test), **validate_baselines(train, best, test)}
     lines = [verdict(settings.family, table)] + sensitivity(best, test, run)
+    if settings.family == "gaussian":
+        share = 100 * within_two_deviations(best, test)
+        lines.append(f"{share:.3g} % of one-step errors are within two deviations that the model expects (right: 95 %)")
     write_text(run.path / "model.svg", model_figure(best.predict(test.starts, test.inputs), test, table))
     run.finish(validation={name: as_json(found) for name, found in table.items()}, findings=lines)
     show(best, table)

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from lipctrl.files import UserError, write_atomically
 from lipctrl.models.baselines import causal_affine
-from lipctrl.models.cells import Cell, Family, Iclrnn
+from lipctrl.models.cell import Cell
+from lipctrl.models.cells import Family
+from lipctrl.models.iclrnn import Iclrnn
 from lipctrl.models.model import ProcessModel, Scaling, build
 from lipctrl.models.windows import Windows
 
@@ -104,7 +106,7 @@ class Trainer:
         self.answers = torch.stack([_tensor(self.targets[seed], device) for seed in self.seeds])
         self.check = [_tensor(part, device) for part in self.scaling.scaled(validation)]
         cells = [self._cell(seed).to(device) for seed in seeds]
-        self.base = cells[0]
+        self.base, self.criterion = cells[0], _Criterion(cells[0])
         params, buffers = stack_module_state(cells)
         self.params = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
         self.buffers = buffers
@@ -135,6 +137,15 @@ class Trainer:
         axes = None if shared else 0
         return torch.vmap(one, in_dims=(0, 0, axes, axes))(params, self.buffers, p, u)
 
+    def _losses(self, p: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        """What each seed minimises, (seeds,)."""
+
+        def one(weights: Stacked, buffers: Stacked, *batch: Tensor) -> Tensor:
+            inner = {f"cell.{name}": value for name, value in {**weights, **buffers}.items()}
+            return functional_call(self.criterion, inner, batch)  # type: ignore[no-any-return]
+
+        return torch.vmap(one)(self.params, self.buffers, p, u, y)
+
     @property
     def done(self) -> bool:
         """All epochs are over, or no seed has improved for `patience` of them."""
@@ -160,7 +171,7 @@ class Trainer:
             noise = (s.state_noise, s.input_noise)
             p, u = (_noisy(part[picked], size, draws) for part, size in zip(self.data, noise, strict=True))
             y = torch.stack([own[rows_] for own, rows_ in zip(self.answers, picked, strict=True)])
-            loss = ((self._outputs(self.params, p, u, shared=False) - y) ** 2).mean((1, 2, 3)).sum()
+            loss = self._losses(p, u, y).sum()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
@@ -224,6 +235,17 @@ class Trainer:
                 value.copy_(state["params"][name])
         self.best, self.history, self.number = state["best"], state["history"], state["number"]
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class _Criterion(nn.Module):
+    """The loss of a cell as a module, which is what torch calls with other weights."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, p: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        return self.cell.loss(p, u, y)
 
 
 def _tensor(values: Array, device: str) -> Tensor:

@@ -13,9 +13,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError, nearest, write_atomically
-from lipctrl.models.cells import CELLS, Cell, Family, Iclrnn
+from lipctrl.models.cell import Cell
+from lipctrl.models.cells import CELLS, Family
 from lipctrl.models.convexity import is_convex
+from lipctrl.models.gaussian import Gaussian
 from lipctrl.models.graph import Graph, stacked
+from lipctrl.models.iclrnn import Iclrnn
 from lipctrl.models.windows import Windows
 from lipctrl.nn.plain import PlainNet
 
@@ -117,6 +120,24 @@ class ProcessModel:
         with torch.no_grad():
             y = self.cell.double()(p, torch.cat([q, pad], dim=1))[:, : q.shape[1]].numpy()
         return np.asarray(s.state_low + s.state_width * y).reshape(*u.shape[:-1], n)
+
+    def deviation(self, start: ArrayLike, inputs: ArrayLike) -> Array:
+        """Standard deviation of the next state that the model itself expects, (..., n), raw units.
+
+        Args:
+            start: states (..., n). inputs: (..., m), of one step.
+
+        Raises:
+            UserError: a family that predicts states only.
+        """
+        if not isinstance(self.cell, Gaussian):
+            raise UserError(f"the family {self.family} does not say how far off it expects to be; gaussian does")
+        s = self.scaling
+        p = torch.from_numpy((np.asarray(start, np.float64) - s.state_low) / s.state_width)
+        u = torch.from_numpy((np.asarray(inputs, np.float64) - s.input_low) / s.input_width)
+        with torch.no_grad():
+            log_variance = self.cell.double().one_step(p, u)[1].numpy()
+        return np.asarray(np.exp(log_variance / 2) * s.state_width)
 
     def to_plain(self, *, steps: int | None = None, hold: int = 1) -> PlainNet:
         """The model over `steps` (by default T) as one network from (x_0, u_0, ..) to (x_1, .., x_steps), raw units.

@@ -108,6 +108,17 @@ def worst_error(model: ProcessModel, test: Windows) -> Array:
     return np.asarray(np.abs(model.predict(test.starts, test.inputs) - test.states).max(0))
 
 
+def within_two_deviations(model: ProcessModel, test: Windows) -> float:
+    """Share of one-step test errors within two of the deviations that the model expects: 95 % if those are right.
+
+    Raises:
+        UserError: a family that expects none.
+    """
+    deviation = model.deviation(test.starts, test.inputs[:, 0])
+    error = model.predict(test.starts, test.inputs)[:, 0] - test.states[:, 0]
+    return float((np.abs(error) <= 2 * deviation).mean())
+
+
 def horizon_norm(model: ProcessModel) -> NormPair:
     """l2 to l2 of everything that enters to everything that is predicted, per range of the training data."""
     s, T = model.scaling, model.horizon

@@ -5,8 +5,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.files import UserError
-from lipctrl.models.cells import Lstm, numbers
+from lipctrl.models.cell import numbers
 from lipctrl.models.model import ProcessModel
+from lipctrl.models.recurrent import Lstm
 from lipctrl.plant import Plant
 from lipctrl.symbolic.network import to_casadi
 

@@ -11,9 +11,11 @@ from lipctrl.certify.all_active import gain_bounds
 from lipctrl.certify.bracket import certify
 from lipctrl.certify.lower import lower_bound
 from lipctrl.files import UserError
-from lipctrl.models.cells import CELLS, Iclrnn, Published
+from lipctrl.models.cells import CELLS
 from lipctrl.models.convexity import is_convex, midpoint_violation
+from lipctrl.models.iclrnn import Iclrnn
 from lipctrl.models.model import ProcessModel, Scaling, build
+from lipctrl.models.published import Published
 from lipctrl.norms import NormPair
 
 N, M, T = 2, 2, 4

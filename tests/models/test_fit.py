@@ -13,6 +13,7 @@ from lipctrl.models.baselines import baselines
 from lipctrl.models.cells import CELLS
 from lipctrl.models.fit import FitSettings, Trainer, fit
 from lipctrl.models.reactor import reactor_grid
+from lipctrl.models.validation import within_two_deviations
 from lipctrl.models.windows import Windows, from_plant
 from lipctrl.plant import Plant, Signal, discrete
 
@@ -76,6 +77,22 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
     train, validation, _ = data()
     with pytest.raises(UserError, match="lower --learning-rate"):
         fit(small("icrnn", learning_rate=1e30, epochs=50), train, validation, seeds=(0,))
+
+
+def test_the_one_step_model_learns_the_noise_of_every_state() -> None:
+    """x+ = A x + B u + e with deviations 0.3 and 0.05: the windows are steps of it, the likelihood finds both."""
+    rng, A, B, sigma = np.random.default_rng(0), np.diag([0.9, 0.8]), np.array([0.1, 1.0]), np.array([0.3, 0.05])
+    x, u = rng.uniform(-2, 2, (1500, 2)), rng.uniform(-1, 1, (1500, 1, 1))
+    after = x @ A.T + u[:, 0] * B + sigma * rng.normal(size=x.shape)
+    windows = Windows(x, u, after[:, None], ("a [m]", "b [m]"), ("u [N]",), 1.0, "s")
+    train, validation, test = windows.split(0)
+    settings = small("gaussian", width=16, epochs=60, learning_rate=1e-2)
+    (model,) = fit(settings, train, validation, seeds=(0,)).models
+    found = model.deviation(test.starts, test.inputs[:, 0]).mean(0)
+    np.testing.assert_allclose(found, sigma, rtol=0.2)
+    assert within_two_deviations(model, test) == pytest.approx(0.954, abs=0.03)
+    with pytest.raises(UserError, match="gaussian does"):
+        fit(small(epochs=1), train, validation, seeds=(0,)).models[0].deviation(x, u[:, 0])
 
 
 def test_bad_settings() -> None:
