@@ -10,6 +10,7 @@ Rows:
     training-speed         seconds to train a 2x64 sandwich policy on 10,000 pairs
     mujoco-clones          Hopper and HalfCheetah: PPO experts (a million steps each), cloned with and without bounds,
                            attacked; 40 minutes, in the folder runs/mujoco-clones, where it goes on if interrupted
+    iclrnn-PART            the studies of process models, PART as in `iclrnn_study.py`, which writes iclrnn-PART.json
 """
 
 import csv
@@ -28,6 +29,7 @@ import gymnasium
 import matplotlib
 import numpy as np
 from certify_speed import processor, versions
+from iclrnn_study import ROWS as ICLRNN
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.progress import track
@@ -395,7 +397,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "reactor-mpc": reactor_mpc,
     "training-speed": training_speed,
     "mujoco-clones": mujoco_clones,
-}
+} | {f"iclrnn-{part}": run for part, run in ICLRNN.items()}
 
 
 def main() -> None:
@@ -412,7 +414,8 @@ def main() -> None:
             "seconds in all": time.perf_counter() - start,
         }
         RESULTS.mkdir(exist_ok=True)
-        write_text(RESULTS / f"published-{name}.json", json.dumps(record, indent=2) + "\n")
+        file = name if name.startswith("iclrnn-") else f"published-{name}"
+        write_text(RESULTS / f"{file}.json", json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -207,29 +207,30 @@ def gap_from_error(gain: float, error: float) -> Guarantee:
     return Guarantee("largest distance from the expert's trajectory", gain * error, "state", "bound", assumptions)
 
 
-def hinf_norm(A_cl: ArrayLike, B: ArrayLike) -> float:
-    """g = sup over frequencies of |(e^jw I - A_cl)^-1 B|_2, an upper bound within 1e-9.
+def hinf_norm(A_cl: ArrayLike, B: ArrayLike, C: ArrayLike | None = None) -> float:
+    """g = sup over frequencies of |C (e^jw I - A_cl)^-1 B|_2, an upper bound within 1e-9; C by default I.
 
     A level is above g exactly if a symplectic pencil has no eigenvalue on the unit circle (the discrete form of Boyd
     and Balakrishnan, Systems & Control Letters 15, 1990); bisection from the largest value on a grid of frequencies.
     """
     closed, b = _loop(A_cl, B)
     n = len(closed)
+    c = np.eye(n) if C is None else np.asarray(C, np.float64)
 
     def at(frequencies: Array) -> float:
         z = np.exp(1j * frequencies)[:, None, None] * np.eye(n)
         return float(
-            np.linalg.norm(np.linalg.solve(z - closed, np.broadcast_to(b, (len(z), *b.shape))), 2, (1, 2)).max()
+            np.linalg.norm(c @ np.linalg.solve(z - closed, np.broadcast_to(b, (len(z), *b.shape))), 2, (1, 2)).max()
         )
 
     def crosses(level: float) -> bool:
         left = np.block([[closed, b @ b.T / level**2], [np.zeros((n, n)), np.eye(n)]])
-        right = np.block([[np.eye(n), np.zeros((n, n))], [np.eye(n), closed.T]])
+        right = np.block([[np.eye(n), np.zeros((n, n))], [c.T @ c, closed.T]])
         moduli = np.abs(scipy.linalg.eigvals(left, right))
         return bool((np.abs(moduli - 1) < 1e-8).any())
 
     low = at(np.linspace(0, np.pi, 2001))
-    high = min(incremental_gain(closed, b), 2 * low)
+    high = min(incremental_gain(closed, b) * float(np.linalg.norm(c, 2)), 2 * low)
     while crosses(high):
         high *= 2
     for _ in range(100):

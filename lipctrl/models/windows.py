@@ -199,7 +199,7 @@ def from_series(
         if not np.isfinite(columns[name]).all():
             bad = int((~np.isfinite(columns[name])).sum())
             raise UserError(f"column {name!r} holds {bad} values that are not finite")
-        if "[" not in name or not name.endswith("]"):
+        if "[" not in name or not name.endswith("]") or name.endswith(("[]", "[?]")):
             raise UserError(f"column {name!r} has no unit: name it like 'temperature [K]'")
         if name != time and np.ptp(columns[name]) == 0:
             raise UserError(f"column {name!r} is constant: nothing can be learned from it")
