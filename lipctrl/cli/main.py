@@ -32,6 +32,7 @@ COMMANDS = {
     "export": ("lipctrl.cli.export", "a certified policy as C, ONNX, CasADi or numpy file, with its certificate"),
     "evaluate": ("lipctrl.cli.evaluate", "closed loops under attack over a grid of radii, with a report"),
     "sweep": ("lipctrl.cli.sweep", "clone under many Lipschitz bounds, attack every clone, choose the bound"),
+    "oracle": ("lipctrl.cli.oracle", "audit every attack on problems whose exact worst case is known (seconds)"),
     "mpc": ("lipctrl.cli.mpc", "model predictive control of a plant in closed loop"),
     "list": ("lipctrl.cli.list", "environments, agents, attacks, families, presets"),
 }

@@ -1,0 +1,209 @@
+"""`lipctrl oracle`: every attack against problems whose exact worst case is known. None may exceed it.
+
+The loop is the double integrator x+ = [[1, 0.1], [0, 1]] x + [0.005, 0.1]' u with Q = I, R = 0.1, 8 steps from (1, 0),
+its optimal gain, and a detuned one; radius 0.1 per step, energy 0.5 per episode. A search that reports more than the
+exact optimum has left its set or counts wrongly; one that stays far below it is weak. Both are bugs, and the command
+exits with status 3.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from lipctrl.attacks import ATTACKS, Context
+from lipctrl.attacks.linear import LinearLoop, finite_horizon_gain, peak_gains
+from lipctrl.attacks.oracle import lqr_extra_cost
+from lipctrl.attacks.planned import Episode, PlannedCrossEntropy, PlannedGradient, Sequences, quadratic_costs
+from lipctrl.certify.stability import hinf_norm
+from lipctrl.cli.progress import bar
+from lipctrl.config import parse
+from lipctrl.disturb.sets import Ball
+from lipctrl.envs.linear import linear_plant
+from lipctrl.files import RequirementFailed, write_text
+from lipctrl.nn.plain import PlainNet
+from lipctrl.norms import Norm
+from lipctrl.policy import PlainPolicy
+
+Array = NDArray[np.float64]
+A, B = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]])
+Q, R, X0 = np.eye(2), np.array([[0.1]]), np.array([1.0, 0.0])
+P = scipy.linalg.solve_discrete_are(A, B, Q, R)
+S = R + B.T @ P @ B
+K, DETUNED = np.linalg.solve(S, B.T @ P @ A), np.array([[1.0, 3.0]])
+RADIUS, STEPS, BUDGET = 0.1, 8, 0.5
+TIGHT = 1e-6  # what an exact search may miss
+FREE = 1e9  # limits that nothing reaches
+
+
+@dataclass(frozen=True)
+class OracleSettings:
+    """Settings of `lipctrl oracle`."""
+
+    seed: int = 0
+    """Seed of every search."""
+    episodes: int = 16
+    """Episodes of the attacks that draw at random."""
+    out: str | None = None
+    """Where to write the table as JSON; by default nowhere."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, found {self.episodes}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: `found` may be `least` to `exact`, both up to rounding."""
+
+    problem: str
+    search: str
+    exact: float
+    found: float
+    least: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the search is neither above the optimum nor weaker than it has to be."""
+        slack = 1e-9 * max(1.0, abs(self.exact))
+        return self.least - slack <= self.found <= self.exact + slack
+
+
+def linear_policy(gain: Array) -> PlainPolicy:
+    """u = -gain x as a network without hidden layers."""
+    return PlainPolicy(PlainNet(({0: -gain},), (np.zeros(len(gain)),), ()))
+
+
+def attacked_cost(name: str, gain: Array, norm: Norm, settings: OracleSettings) -> float:
+    """The largest cost over episodes of the linear loop under an attack of the library, which acts step by step."""
+    attack, policy, rng = ATTACKS[name][0](), linear_policy(gain), np.random.default_rng(settings.seed)
+    rows = settings.episodes
+    ball = Ball(norm, np.full(rows, RADIUS), np.ones(2))
+    x, total = np.tile(X0, (rows, 1)), np.zeros(rows)
+    for _ in range(STEPS):
+        d = attack.perturb(Context(x, policy, ball, rows, rng))
+        assert ball.contains(d), f"{name} left its set"
+        u = policy.predict(x + d)[0]
+        total += ((x @ Q) * x).sum(1) + ((u @ R) * u).sum(1)
+        x = x @ A.T + u @ B.T
+    return float((total + ((x @ P) * x).sum(1)).max())
+
+
+def step_checks(settings: OracleSettings) -> Iterator[Check]:
+    """Every attack on the optimal gain, whose worst case separates over time; maximal action deviation attains it."""
+    nominal = float(X0 @ P @ X0)
+    for norm in ("l2", "linf"):
+        extra = lqr_extra_cost(K, S, norm=norm, radius=RADIUS, scale=np.ones(2), steps=STEPS)
+        for name in ATTACKS:
+            found = attacked_cost(name, K, norm, settings)
+            least = nominal + extra - TIGHT if name == "mad" else nominal
+            yield Check(f"LQR cost, {norm}", name, nominal + extra, found, least)
+
+
+def planned_checks(settings: OracleSettings) -> Iterator[Check]:
+    """Sequences over the episode: energy budgets and limits per step, on the optimal and on a detuned gain."""
+    plant = linear_plant(A, B, state_limit=FREE, input_limit=FREE)
+    for label, gain in (("optimal", K), ("detuned", DETUNED)):
+        episode = Episode(plant, linear_policy(gain), X0, *quadratic_costs(Q, R, P, [0, 0], [0]))
+        loop = LinearLoop(A, B, gain, Q, R, P)
+        form, nominal = loop.stacked(X0, STEPS), loop.cost(X0, np.zeros((STEPS, 2)))
+        energy = Sequences("episode", "l2", BUDGET, np.ones(2), STEPS)
+        limits = Sequences("step", "linf", RADIUS, np.ones(2), STEPS)
+        for name, allowed, exact in (
+            ("energy", energy, form.largest_in_ball(BUDGET)[0]),
+            ("linf", limits, form.largest_at_vertices(RADIUS)[0]),
+        ):
+            problem = f"{label} gain, {name}"
+            planned = PlannedGradient(iterations=2000).search(episode, allowed, seed=settings.seed).cost
+            yield Check(problem, "planned gradient", exact, planned, exact - TIGHT)
+            found = PlannedCrossEntropy().search(episode, allowed, seed=settings.seed).cost
+            yield Check(problem, "cross-entropy", exact, found, nominal + 0.9 * (exact - nominal))
+    greedy = attacked_cost("mad", DETUNED, "linf", settings)
+    yield Check("detuned gain, linf", "mad, greedy", exact - 1e-3, greedy, nominal)
+
+
+def gain_checks() -> Iterator[Check]:
+    """Gains from below: over finite horizons against the H-infinity norm, constant inputs against peak gains."""
+    one, closed, C = np.eye(1), A - B @ K, np.vstack([np.eye(2), -np.sqrt(R) @ K])
+    for problem, (a, b, c) in {"x+ = 0.9 x + w": (0.9 * one, one, one), "LQR loop": (closed, B, C)}.items():
+        norm = hinf_norm(a, b, c)
+        for steps, least in ((10, 0.0), (400, 0.99 * norm)):
+            found = finite_horizon_gain(a, b, c, steps)
+            yield Check(f"H-infinity, {problem}", f"{steps} steps", norm, found, least)
+    x = np.zeros(1)
+    for _ in range(400):
+        x = 0.9 * x + 1.0
+    peak = float(peak_gains(0.9 * one, one, one)[0])
+    yield Check("peak gain, x+ = 0.9 x + w", "constant input", peak, float(x[0]), 9.99)
+
+
+def deviation_checks(settings: OracleSettings) -> Iterator[Check]:
+    """How far one action can be moved: closed forms of linear policies; a constant one cannot be moved at all."""
+    rng = np.random.default_rng(settings.seed)
+    W = rng.normal(size=(2, 3))
+    signs = np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, -1)
+    exact = {"l2": float(np.linalg.norm(W, 2)), "linf": float(np.linalg.norm(W @ signs, axis=0).max())}
+    for norm, largest in exact.items():
+        ball = Ball(norm, np.full(settings.episodes, RADIUS), np.ones(3))  # type: ignore[arg-type]  # both are norms
+        for policy, gain in (("linear", W), ("constant", 0 * W)):
+            x, actor = rng.normal(size=(settings.episodes, 3)), linear_policy(gain)
+            for name in ATTACKS:
+                d = ATTACKS[name][0]().perturb(Context(x, actor, ball, settings.episodes, rng))
+                found = float(np.linalg.norm(d @ gain.T, axis=1).max())
+                top = RADIUS * largest if policy == "linear" else 0.0
+                least = top - TIGHT if name == "mad" else 0.0
+                yield Check(f"{policy} policy, {norm}", name, top, found, least)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point.
+
+    Raises:
+        RequirementFailed: a check fails.
+    """
+    settings = parse(
+        OracleSettings(),
+        group="oracle",
+        prog="lipctrl oracle",
+        description="Audit every attack on problems whose exact worst case is known: none may exceed it, the exact "
+        "ones must reach it. Takes seconds; exits with status 3 if a check fails.",
+        args=arguments,
+    )
+    parts: list[Callable[[], Iterator[Check]]] = [
+        lambda: step_checks(settings),
+        lambda: planned_checks(settings),
+        gain_checks,
+        lambda: deviation_checks(settings),
+    ]
+    checks: list[Check] = []
+    with bar("auditing the attacks", len(parts)) as advance:
+        for part in parts:
+            checks += part()
+            advance()
+    show(checks)
+    if settings.out is not None:
+        rows = [asdict(check) | {"passed": check.passed} for check in checks]
+        write_text(Path(settings.out), json.dumps(rows, indent=1) + "\n")
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        worst = failed[0]
+        raise RequirementFailed(
+            f"{len(failed)} of {len(checks)} checks fail; the first: {worst.search} on {worst.problem} found "
+            f"{worst.found:.9g}, allowed is {worst.least:.9g} to {worst.exact:.9g}"
+        )
+    print(f"all {len(checks)} checks pass: no search exceeds an exact optimum")
+
+
+def show(checks: Sequence[Check]) -> None:
+    """Print the table."""
+    table = Table("problem", "search", "exact", "found", "")
+    for check in checks:
+        mark = "pass" if check.passed else "FAIL"
+        table.add_row(check.problem, check.search, f"{check.exact:.8g}", f"{check.found:.8g}", mark)
+    Console().print(table)

@@ -1,0 +1,51 @@
+"""`lipctrl oracle`: all checks pass; an attack that leaves its set, or a weak one, does not."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lipctrl.attacks import ATTACKS, Context, MaximalActionDeviation
+from lipctrl.attacks.blind import Uniform
+from lipctrl.cli import oracle
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_all_checks_pass_and_are_written(tmp_path: Path, run: Run) -> None:
+    status, text, _ = run("oracle", "--out", tmp_path / "o.json")
+    rows = json.loads((tmp_path / "o.json").read_text())
+    assert status == 0 and "no search exceeds" in text and all(row["passed"] for row in rows)
+    assert {row["search"] for row in rows} >= {*ATTACKS, "planned gradient", "cross-entropy"}
+    again = run("oracle", "--out", tmp_path / "p.json")
+    assert again[0] == 0 and (tmp_path / "p.json").read_bytes() == (tmp_path / "o.json").read_bytes()
+
+
+@dataclass(frozen=True)
+class Stronger:
+    """Says that it stays in its ball, and does not: the set is drawn larger on the way in."""
+
+    def perturb(self, context: Context) -> np.ndarray:
+        """See `Attack.perturb`."""
+        ball = context.ball
+        larger = replace(context, ball=replace(ball, radius=1.001 * ball.radius))
+        return MaximalActionDeviation().perturb(larger)
+
+
+def test_an_attack_that_leaves_its_set_or_is_weak_fails(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setitem(ATTACKS, "mad", (Uniform, "not a search at all"))
+    status, text, err = run("oracle")
+    assert status == 3 and "FAIL" in text and "mad on LQR cost" in err
+    monkeypatch.setitem(ATTACKS, "mad", (Stronger, "cheats"))
+    with pytest.raises(AssertionError, match="left its set"):
+        run("oracle")
+    monkeypatch.setattr(oracle.Ball, "contains", lambda self, d: True)
+    status, _, err = run("oracle")
+    assert status == 3 and "checks fail" in err
+
+
+def test_bad_input(run: Run) -> None:
+    assert run("oracle", "--episodes", 0)[0] == 2
