@@ -12,4 +12,17 @@ ATTACKS: dict[str, tuple[type[Attack], str]] = {
 }
 """Attack and one-line description by name."""
 
-__all__ = ["ATTACKS", "Attack", "Context", "Cost", "MaximalActionDeviation", "NoAttack", "RandomVertex", "Uniform"]
+PLANT_ATTACKS = {"lookahead": "plans ahead through the plant's equations, for networks of the plant's state"}
+"""Attacks that need the equations of the plant, which the environment has to hand in: description by name."""
+
+__all__ = [
+    "ATTACKS",
+    "PLANT_ATTACKS",
+    "Attack",
+    "Context",
+    "Cost",
+    "MaximalActionDeviation",
+    "NoAttack",
+    "RandomVertex",
+    "Uniform",
+]

@@ -31,7 +31,8 @@ class Sequences:
     """The admissible sequences (T, n): every step within a radius, or the whole episode within one l2 budget.
 
     Attributes:
-        budget: "step" or "episode". norm: of a step; "l2" for an episode. radius: in units of `scale`.
+        budget: "step" or "episode". norm: of a step; "l2" for an episode. radius: in units of `scale`, one for all
+            sequences of a batch or one each, (batch,).
         scale: raw units per unit, (n,). steps: T.
 
     Raises:
@@ -40,7 +41,7 @@ class Sequences:
 
     budget: Budget
     norm: Norm
-    radius: float
+    radius: float | Array
     scale: Array
     steps: int
 
@@ -53,7 +54,8 @@ class Sequences:
         n = len(self.scale)
         rows = d.reshape(-1, n) if self.budget == "step" else d.reshape(len(d), -1)
         scale = self.scale if self.budget == "step" else np.tile(self.scale, self.steps)
-        return Ball(self.norm, np.full(len(rows), self.radius), scale), rows
+        radius = np.broadcast_to(np.asarray(self.radius, np.float64), len(d))
+        return Ball(self.norm, np.repeat(radius, len(rows) // len(d)), scale), rows
 
     def contains(self, d: Array) -> bool:
         """Whether all sequences (batch, T, n) are admissible, up to 1e-6 relative."""
@@ -76,7 +78,8 @@ class Episode:
     """A closed loop whose total cost is attacked: x+ = f(x, u), u = clip(pi(x + d)), from x0 over T steps.
 
     Attributes:
-        plant: equations. policy: of the plant's state, a PlainPolicy for gradients. x0: start (n,).
+        plant: equations. policy: of the plant's state, a PlainPolicy for gradients.
+        x0: start (n,) of all sequences, or one each (batch, n).
         stage, terminal: costs l(x, u) and l_T(x) as expressions of CasADi symbols.
     """
 
@@ -102,7 +105,7 @@ class Episode:
     def _run(self, d: Array) -> tuple[Array, list[Array], list[Array]]:
         """Costs (batch,), states before each step and at the end, applied inputs."""
         step, _, end, _ = self._functions
-        x, total = np.tile(self.x0, (len(d), 1)), np.zeros(len(d))
+        x, total = np.broadcast_to(self.x0, (len(d), self.x0.shape[-1])), np.zeros(len(d))
         states, inputs = [x], []
         for t in range(d.shape[1]):
             u = np.asarray(self.policy.predict(x + d[:, t])[0], np.float64)
@@ -145,13 +148,29 @@ class Found:
     cost: float
 
 
+def ascend(episode: Episode, allowed: Sequences, d: Array, *, iterations: int, tolerance: float = 1e-13) -> Array:
+    """Sequences (batch, T, n), each moved towards the maximiser of its linearised cost as long as its cost rises.
+
+    The whole way on a convex cost, where it is a power iteration; where a step does not raise the cost it is halved.
+    """
+    share = np.ones(len(d))
+    cost, gradient = episode.gradient(d)
+    for _ in range(iterations):
+        goal = allowed.linear_maximiser(gradient)
+        trial = d + share[:, None, None] * (goal - d)  # between admissible sequences, which are a convex set
+        after, slope = episode.gradient(trial)
+        better = after > cost
+        small = np.where(better, after - cost, 0) <= tolerance * np.maximum(1.0, np.abs(cost))
+        d, gradient = np.where(better[:, None, None], trial, d), np.where(better[:, None, None], slope, gradient)
+        cost, share = np.where(better, after, cost), np.where(better, np.minimum(1.0, 2 * share), share / 2)
+        if (small & (better | (share < 1e-6))).all():
+            break
+    return d
+
+
 @dataclass(frozen=True)
 class PlannedGradient:
-    """Steps to the maximiser of the linearised cost, from random starts in opposite pairs and from zero.
-
-    On a convex cost every such step raises it (it is a power iteration where the cost is a quadratic form); where a
-    step does not raise it, it is halved. The best of all restarts counts.
-    """
+    """`ascend` from random starts in opposite pairs and from zero; the best of all counts."""
 
     iterations: int = 200
     restarts: int = 8
@@ -161,22 +180,10 @@ class PlannedGradient:
         """The worst sequence found."""
         rng, n = np.random.default_rng(seed), len(episode.x0)
         draws = rng.standard_normal((self.restarts, allowed.steps, n))
-        d = np.concatenate(
-            [allowed.linear_maximiser(sign * draws) for sign in (1, -1)] + [np.zeros((1, *draws.shape[1:]))]
-        )
-        share = np.ones(len(d))
-        cost, gradient = episode.gradient(d)
-        for _ in range(self.iterations):
-            goal = allowed.linear_maximiser(gradient)
-            trial = d + share[:, None, None] * (goal - d)  # between admissible sequences, and they are convex sets
-            after, slope = episode.gradient(trial)
-            better = after > cost
-            small = np.where(better, after - cost, 0) <= self.tolerance * np.maximum(1.0, np.abs(cost))
-            d, gradient = np.where(better[:, None, None], trial, d), np.where(better[:, None, None], slope, gradient)
-            cost, share = np.where(better, after, cost), np.where(better, np.minimum(1.0, 2 * share), share / 2)
-            if (small & (better | (share < 1e-6))).all():
-                break
-        return _best(episode, allowed, d)
+        pairs = [allowed.linear_maximiser(sign * draws) for sign in (1, -1)]
+        d = np.concatenate([*pairs, np.zeros((1, *draws.shape[1:]))])
+        found = ascend(episode, allowed, d, iterations=self.iterations, tolerance=self.tolerance)
+        return _best(episode, allowed, found)
 
 
 @dataclass(frozen=True)

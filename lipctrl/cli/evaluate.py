@@ -9,13 +9,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from lipctrl.attacks import ATTACKS
+from lipctrl.attacks import ATTACKS, PLANT_ATTACKS
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.bracket import certify
 from lipctrl.cli.experts import Env, Expert, lqr_expert, make_env, signal_names
 from lipctrl.cli.loading import load_network
 from lipctrl.cli.mpc_modes import mpc_with_backup
-from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate
+from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate, searcher
 from lipctrl.config import parse
 from lipctrl.evaluation.report import Section, write
 from lipctrl.evaluation.summary import Row
@@ -52,8 +52,8 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         for attack in self.attacks:
-            if attack not in ATTACKS:
-                raise ValueError(str(nearest(attack, ATTACKS, "attack")))
+            if attack not in {**ATTACKS, **PLANT_ATTACKS}:
+                raise ValueError(str(nearest(attack, [*ATTACKS, *PLANT_ATTACKS], "attack")))
         if self.horizon < 1:
             raise ValueError(f"horizon must be at least 1, found {self.horizon}")
         if self.episodes < 1 or not self.radii or not self.attacks:
@@ -77,6 +77,9 @@ def main(arguments: Sequence[str]) -> None:
     expert = lqr_expert(env) if "lqr" in settings.policies else None
     contenders = [_named(name, env, expert, settings.horizon) for name in settings.policies]
     threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0])
+    for attack in settings.attacks:  # refuses what does not fit before anything is written
+        for one in contenders:
+            searcher(attack, env, one)
     run = Run.create(settings.out, f"evaluate-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
     plan = Plan(settings.env, threat, settings.radii, settings.attacks, settings.episodes, settings.seed)
     section = evaluate(plan, contenders, expert=expert, animate=True, facts={})

@@ -13,6 +13,7 @@ from lipctrl.envs import ENVIRONMENTS
 from lipctrl.envs.base import PlantEnv
 from lipctrl.envs.mujoco_tasks.linearise import linearise
 from lipctrl.files import UserError, nearest
+from lipctrl.mpc.linear import is_linear
 from lipctrl.mpc.lqr import LqrSolution, lqr
 from lipctrl.policy import PlainPolicy, linear_policy
 
@@ -110,5 +111,5 @@ def lqr_expert(env: Env) -> Expert:
     solution = lqr(a, b, *weights)
     policy = linear_policy(solution.K, space.low.astype(np.float64), space.high.astype(np.float64))
     gains = ", ".join(f"{k:.5g}" for k in solution.K.ravel())
-    exact = isinstance(inner, PlantEnv) and inner.plant.ode is None
+    exact = isinstance(inner, PlantEnv) and is_linear(inner.plant)
     return Expert(policy, f"LQR from {source}, K = ({gains})", solution, exact)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lipctrl.attacks import ATTACKS, Context
+from lipctrl.attacks import ATTACKS, PLANT_ATTACKS, Context
 from lipctrl.attacks.linear import LinearLoop, finite_horizon_gain, peak_gains
+from lipctrl.attacks.lookahead import Lookahead
 from lipctrl.attacks.oracle import lqr_extra_cost
 from lipctrl.attacks.planned import Episode, PlannedCrossEntropy, PlannedGradient, Sequences, quadratic_costs
 from lipctrl.certify.stability import hinf_norm
@@ -40,6 +41,8 @@ K, DETUNED = np.linalg.solve(S, B.T @ P @ A), np.array([[1.0, 3.0]])
 RADIUS, STEPS, BUDGET = 0.1, 8, 0.5
 TIGHT = 1e-6  # what an exact search may miss
 FREE = 1e9  # limits that nothing reaches
+PLANT = linear_plant(A, B, state_limit=FREE, input_limit=FREE)
+COSTS = quadratic_costs(Q, R, P, [0, 0], [0])
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def linear_policy(gain: Array) -> PlainPolicy:
 
 def attacked_cost(name: str, gain: Array, norm: Norm, settings: OracleSettings) -> float:
     """The largest cost over episodes of the linear loop under an attack of the library, which acts step by step."""
-    attack, policy, rng = ATTACKS[name][0](), linear_policy(gain), np.random.default_rng(settings.seed)
+    policy, rng = linear_policy(gain), np.random.default_rng(settings.seed)
+    attack = ATTACKS[name][0]() if name in ATTACKS else Lookahead(PLANT, *COSTS, horizon=STEPS, iterations=50)
     rows = settings.episodes
     ball = Ball(norm, np.full(rows, RADIUS), np.ones(2))
     x, total = np.tile(X0, (rows, 1)), np.zeros(rows)
@@ -100,17 +104,16 @@ def step_checks(settings: OracleSettings) -> Iterator[Check]:
     nominal = float(X0 @ P @ X0)
     for norm in ("l2", "linf"):
         extra = lqr_extra_cost(K, S, norm=norm, radius=RADIUS, scale=np.ones(2), steps=STEPS)
-        for name in ATTACKS:
+        for name in (*ATTACKS, *PLANT_ATTACKS):
             found = attacked_cost(name, K, norm, settings)
-            least = nominal + extra - TIGHT if name == "mad" else nominal
+            least = nominal + extra - TIGHT if name in ("mad", "lookahead") else nominal
             yield Check(f"LQR cost, {norm}", name, nominal + extra, found, least)
 
 
 def planned_checks(settings: OracleSettings) -> Iterator[Check]:
     """Sequences over the episode: energy budgets and limits per step, on the optimal and on a detuned gain."""
-    plant = linear_plant(A, B, state_limit=FREE, input_limit=FREE)
     for label, gain in (("optimal", K), ("detuned", DETUNED)):
-        episode = Episode(plant, linear_policy(gain), X0, *quadratic_costs(Q, R, P, [0, 0], [0]))
+        episode = Episode(PLANT, linear_policy(gain), X0, *COSTS)
         loop = LinearLoop(A, B, gain, Q, R, P)
         form, nominal = loop.stacked(X0, STEPS), loop.cost(X0, np.zeros((STEPS, 2)))
         energy = Sequences("episode", "l2", BUDGET, np.ones(2), STEPS)
@@ -126,6 +129,8 @@ def planned_checks(settings: OracleSettings) -> Iterator[Check]:
             yield Check(problem, "cross-entropy", exact, found, nominal + 0.9 * (exact - nominal))
     greedy = attacked_cost("mad", DETUNED, "linf", settings)
     yield Check("detuned gain, linf", "mad, greedy", exact - 1e-3, greedy, nominal)
+    ahead = attacked_cost("lookahead", DETUNED, "linf", settings)
+    yield Check("detuned gain, linf", "lookahead", exact, ahead, nominal + 0.9 * (exact - nominal))
 
 
 def gain_checks() -> Iterator[Check]:

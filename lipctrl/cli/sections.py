@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipctrl.attacks import ATTACKS
+from lipctrl.attacks import ATTACKS, Attack
+from lipctrl.attacks.lookahead import Lookahead
 from lipctrl.attacks.oracle import lqr_extra_cost
+from lipctrl.attacks.planned import quadratic_costs
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.bracket import Bracket, certify
 from lipctrl.cli.animate import animation
 from lipctrl.cli.experts import Env, Expert, make_env, signal_names
 from lipctrl.cli.progress import bar
+from lipctrl.envs.base import PlantEnv
 from lipctrl.evaluation.plots import deviation_curves, return_curves, trajectories
 from lipctrl.evaluation.report import Figure, Section, verdict
 from lipctrl.evaluation.rollout import Loops, Rollouts, Trace
 from lipctrl.evaluation.summary import Row, rows
+from lipctrl.files import UserError
+from lipctrl.mpc.lqr import lqr
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 from lipctrl.policy import PlainPolicy, Policy
@@ -55,6 +60,31 @@ class Plan:
         return (0.0,) if attack == "none" else self.radii
 
 
+def searcher(name: str, env: Env, contender: Contender) -> Attack:
+    """A new attack for one run of a contender in an environment.
+
+    Raises:
+        UserError: an attack that needs the plant's equations, of an environment or policy that it does not fit.
+    """
+    if name in ATTACKS:
+        return ATTACKS[name][0]()
+    inner = env.unwrapped
+    if not isinstance(inner, PlantEnv) or inner.Q is None or inner.R is None:
+        task = type(inner).__name__ if env.spec is None else env.spec.id
+        raise UserError(f"the attack {name} needs a plant of this library with a quadratic cost; {task} has none")
+    if inner.observed.names != inner.plant.state.names:
+        raise UserError(f"the attack {name} needs the plant's state as observation; {inner.plant.name} has others")
+    if contender.net is None:
+        raise UserError(f"the attack {name} needs the gradient of the policy: {contender.name} is no network")
+    plant = inner.plant
+    x_e, u_e = plant.equilibrium
+    try:
+        terminal = lqr(*plant.linearise(x_e, u_e)[:2], inner.Q, inner.R).P
+    except UserError:  # what no LQR stabilises
+        terminal = inner.Q
+    return Lookahead(plant, *quadratic_costs(inner.Q, inner.R, terminal, x_e, u_e))
+
+
 def evaluate(
     plan: Plan, contenders: Sequence[Contender], *, expert: Expert | None, animate: bool, facts: Mapping[str, Any]
 ) -> Section:
@@ -74,7 +104,7 @@ def evaluate(
             with bar(f"{contender.name} under {attack}", limit or 1000) as advance:
                 results[contender.name, attack] = loops.run(
                     contender.policy,
-                    ATTACKS[attack][0](),
+                    searcher(attack, loops.envs[0], contender),
                     plan.threat,
                     plan.radii_of(attack),
                     episodes=plan.episodes,

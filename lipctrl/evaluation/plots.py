@@ -18,7 +18,7 @@ from lipctrl.models.validation import Validation
 from lipctrl.models.windows import Windows
 
 matplotlib.rcParams["svg.hashsalt"] = "lipctrl"  # identical bytes for identical figures
-STYLE = {"none": ":", "uniform": "-.", "vertex": "--", "mad": "-"}
+STYLE = {"none": ":", "uniform": "-.", "vertex": "--", "mad": "-", "lookahead": (0, (5, 1))}
 
 
 def _svg(figure: Figure) -> str:
@@ -40,7 +40,8 @@ def return_curves(table: Sequence[Row], radius_label: str) -> str:
         own = [row for row in table if (row.policy, row.attack) == row_key]
         x, mean, std = ([getattr(row, name) for row in own] for name in ("radius", "mean", "std"))
         colour = f"C{policies.index(policy)}"
-        axes.plot(x, mean, STYLE.get(attack, "-"), color=colour, marker="o", ms=3, label=f"{policy}, {attack}")
+        style = STYLE.get(attack, "-")
+        axes.plot(x, mean, linestyle=style, color=colour, marker="o", ms=3, label=f"{policy}, {attack}")
         low, high = np.subtract(mean, std), np.add(mean, std)
         axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
     axes.set_xlabel(f"attack radius [{radius_label}]")

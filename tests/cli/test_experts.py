@@ -34,6 +34,11 @@ def test_double_integrator_expert_is_the_known_gain() -> None:
     assert action == pytest.approx([-0.57917087], abs=1e-8)
 
 
+def test_a_discrete_nonlinear_plant_has_no_exact_worst_case() -> None:
+    """Its LQR is optimal for the linearisation only: attacks exceed the closed form, which must not be printed."""
+    assert not lqr_expert(make_env("lipctrl/Pendulum-v0")).exact
+
+
 def test_pendulum_expert_balances_a_whole_episode() -> None:
     env = make_env("InvertedPendulum-v5")
     expert = lqr_expert(env)
