@@ -48,19 +48,8 @@ def test_an_attack_that_leaves_its_set_or_is_weak_fails(monkeypatch: pytest.Monk
 
 
 def test_evaluate_with_lookahead_is_at_least_as_strong_as_greedy(tmp_path: Path, run: Run) -> None:
-    arguments = [
-        "lqr",
-        "--env",
-        "lipctrl/Pendulum-v0",
-        "--radii",
-        0.1,
-        "--episodes",
-        2,
-        "--attacks",
-        "mad",
-        "lookahead",
-    ]
-    assert run("evaluate", *arguments, "--out", tmp_path / "e")[0] == 0
+    arguments = ["lqr", "--env", "lipctrl/Pendulum-v0", "--radii", 0.1, "--episodes", 2]
+    assert run("evaluate", *arguments, "--attacks", "mad", "lookahead", "--out", tmp_path / "e")[0] == 0
     table = json.loads((tmp_path / "e" / "report.json").read_text())["sections"][0]["table"]
     means = {row["attack"]: row["mean"] for row in table}
     assert means["lookahead"] < means["mad"] + 0.02 * abs(means["mad"])
