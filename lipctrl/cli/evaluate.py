@@ -41,6 +41,8 @@ class EvaluateSettings:
     """Attacks, see `lipctrl list`."""
     episodes: int = 10
     """Episodes per policy, attack and radius, with the same seeds for all."""
+    fresh: int = 10
+    """Episodes on new seeds for the attack that turns out worst, which takes the bias of choosing it away; 0: none."""
     horizon: int = 10
     """Steps that "mpc" looks ahead."""
     require: float | None = None
@@ -54,6 +56,8 @@ class EvaluateSettings:
         for attack in self.attacks:
             if attack not in {**ATTACKS, **PLANT_ATTACKS}:
                 raise ValueError(str(nearest(attack, [*ATTACKS, *PLANT_ATTACKS], "attack")))
+        if self.fresh < 0:
+            raise ValueError(f"fresh must not be negative, found {self.fresh}")
         if self.horizon < 1:
             raise ValueError(f"horizon must be at least 1, found {self.horizon}")
         if self.episodes < 1 or not self.radii or not self.attacks:
@@ -81,7 +85,9 @@ def main(arguments: Sequence[str]) -> None:
         for one in contenders:
             searcher(attack, env, one)
     run = Run.create(settings.out, f"evaluate-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
-    plan = Plan(settings.env, threat, settings.radii, settings.attacks, settings.episodes, settings.seed)
+    plan = Plan(
+        settings.env, threat, settings.radii, settings.attacks, settings.episodes, settings.seed, settings.fresh
+    )
     section = evaluate(plan, contenders, expert=expert, animate=True, facts={})
     page = write(run.path, f"lipctrl evaluate, {settings.env}", [section], provenance(settings.seed))
     run.finish()

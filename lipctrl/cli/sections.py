@@ -18,7 +18,7 @@ from lipctrl.cli.experts import Env, Expert, make_env, signal_names
 from lipctrl.cli.progress import bar
 from lipctrl.envs.base import PlantEnv
 from lipctrl.evaluation.plots import deviation_curves, return_curves, trajectories
-from lipctrl.evaluation.report import Figure, Section, verdict
+from lipctrl.evaluation.report import Figure, Section, confirmed, verdict
 from lipctrl.evaluation.rollout import Loops, Rollouts, Trace
 from lipctrl.evaluation.summary import Row, rows
 from lipctrl.files import UserError
@@ -26,6 +26,7 @@ from lipctrl.mpc.lqr import lqr
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 from lipctrl.policy import PlainPolicy, Policy
+from lipctrl.seeding import seed_of
 
 Array = NDArray[np.float64]
 
@@ -54,6 +55,8 @@ class Plan:
     attacks: tuple[str, ...]
     episodes: int
     seed: int
+    fresh: int = 0
+    """Episodes on new seeds for the attack that turns out worst."""
 
     def radii_of(self, attack: str) -> tuple[float, ...]:
         """The radii at which an attack runs: the nominal loop has none but zero."""
@@ -95,13 +98,12 @@ def evaluate(
         animate: add an animation of the first contender under the last attack where the task can be rendered.
         facts: further lines for the report.
     """
-    loops = Loops(lambda: make_env(plan.env_id), len(plan.radii) * plan.episodes)
+    loops = Loops(lambda: make_env(plan.env_id), max(len(plan.radii) * plan.episodes, 2 * plan.fresh))
     names = plan.threat.names
     results: dict[tuple[str, str], Rollouts] = {}
-    limit = loops.envs[0].spec.max_episode_steps if loops.envs[0].spec is not None else None
     for contender in contenders:
         for attack in plan.attacks:
-            with bar(f"{contender.name} under {attack}", limit or 1000) as advance:
+            with bar(f"{contender.name} under {attack}", loops.limit) as advance:
                 results[contender.name, attack] = loops.run(
                     contender.policy,
                     searcher(attack, loops.envs[0], contender),
@@ -112,6 +114,7 @@ def evaluate(
                     progress=advance,
                 )
     table = [row for contender in contenders for row in _rows(plan, contender, results)]
+    fresh = [row for contender in contenders for row in _fresh(plan, loops, contender, table)] if plan.fresh else []
     exact = _exact(plan, results, expert) if expert is not None and expert.exact and "mad" in plan.attacks else []
     unit = plan.threat.units
     figures = [
@@ -139,7 +142,7 @@ def evaluate(
             )
     return Section(
         title=plan.env_id,
-        verdicts=[verdict(table, contender.name) for contender in contenders],
+        verdicts=[verdict(table, c.name) for c in contenders] + [confirmed(fresh, c.name) for c in contenders if fresh],
         sensitivity=[_sensitivity(c.name, c.net, c.bracket) for c in contenders if c.net and c.bracket],
         threat=plan.threat.sentence(),
         units=plan.threat.table(plan.radii[-1]),
@@ -148,7 +151,26 @@ def evaluate(
         figures=figures,
         exact=exact,
         facts=facts,
+        fresh=fresh,
     )
+
+
+def _fresh(plan: Plan, loops: Loops, contender: Contender, table: Sequence[Row]) -> list[Row]:
+    """The nominal loop and the worst attack of a contender, on seeds that had no part in choosing it."""
+    worst = min((row for row in table if row.policy == contender.name), key=lambda row: row.mean)
+    with bar(f"{contender.name} under {worst.attack}, new seeds", loops.limit) as advance:
+        found = loops.run(
+            contender.policy,
+            searcher(worst.attack, loops.envs[0], contender),
+            plan.threat,
+            (0.0, worst.radius),
+            episodes=plan.fresh,
+            seed=seed_of(plan.seed, "fresh"),
+            progress=advance,
+        )
+    bound = None if contender.net is None else deviation_bound(contender.net, plan.threat)
+    proved = [None if bound is None else bound * radius * (1 + 1e-12) for radius in (0.0, worst.radius)]
+    return rows(contender.name, worst.attack, found, proved)
 
 
 def _rows(plan: Plan, contender: Contender, results: Mapping[tuple[str, str], Rollouts]) -> list[Row]:

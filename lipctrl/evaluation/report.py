@@ -33,6 +33,7 @@ class Section:
         threat: the threat in words; units: what one radius means per observation.
         exact: one mapping per radius where the worst case is known in closed form.
         table: all rows.
+        fresh: the nominal loop and the worst attack of each policy again, on seeds that had no part in choosing it.
     """
 
     title: str
@@ -45,6 +46,19 @@ class Section:
     figures: Sequence[Figure]
     exact: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    fresh: Sequence[Row] = ()
+
+
+def confirmed(fresh: Sequence[Row], policy: str) -> str:
+    """What the attack that was chosen as the worst does on new seeds, in a sentence."""
+    own = [row for row in fresh if row.policy == policy]
+    nominal, worst = own[0], own[-1]
+    return (
+        f"{policy} under {worst.attack} at radius {worst.radius:g} on {worst.episodes} new seeds, which had no part in "
+        f"choosing it: mean return {worst.mean:.4g} (nominal {nominal.mean:.4g}), lowest tenth {worst.cvar:.4g}, "
+        f"failures {worst.failures} of {worst.episodes} (95 % interval {worst.failure_low:.2f} to "
+        f"{worst.failure_high:.2f})."
+    )
 
 
 def verdict(table: Sequence[Row], policy: str) -> str:
@@ -85,6 +99,7 @@ def write(folder: Path, title: str, sections: Sequence[Section], provenance: Map
                 "exact": [dict(x) for x in s.exact],
                 "facts": dict(s.facts),
                 "table": as_json(s.table),
+                "fresh": as_json(s.fresh),
             }
             for s in sections
         ],

@@ -60,6 +60,12 @@ class Loops:
             raise UserError("evaluation needs an environment with Box observations and actions")
         self.space = space
 
+    @property
+    def limit(self) -> int:
+        """Steps of an episode at most, 1000 where nothing says so: for progress bars."""
+        spec = self.envs[0].spec
+        return 1000 if spec is None or spec.max_episode_steps is None else spec.max_episode_steps
+
     def run(
         self,
         policy: Policy,

@@ -7,6 +7,7 @@ from typing import Any
 from scipy.stats import beta
 
 from lipctrl.evaluation.rollout import Rollouts
+from lipctrl.evaluation.statistics import conditional_value_at_risk
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Row:
     """One policy under one attack at one radius, over episodes (not over trainings).
 
     Attributes:
-        mean, std, worst: of the undiscounted return over episodes.
+        mean, std, worst, cvar: of the undiscounted return over episodes; cvar is the mean of the lowest tenth.
         failures: episodes that ended before the time limit; failure_low, failure_high: 95 % Clopper-Pearson interval.
         deviation: largest |pi(s + d) - pi(s)| met, a witness.
         certified: proved bound of the same, None if nothing is proved of the policy.
@@ -28,6 +29,7 @@ class Row:
     mean: float
     std: float
     worst: float
+    cvar: float
     length: float
     failures: int
     failure_low: float
@@ -61,6 +63,7 @@ def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float
                 float(returns.mean()),
                 float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
                 float(returns.min()),
+                conditional_value_at_risk(returns),
                 float(rollouts.lengths[r].mean()),
                 failures,
                 low,

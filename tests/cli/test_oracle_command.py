@@ -48,10 +48,16 @@ def test_an_attack_that_leaves_its_set_or_is_weak_fails(monkeypatch: pytest.Monk
 
 
 def test_evaluate_with_lookahead_is_at_least_as_strong_as_greedy(tmp_path: Path, run: Run) -> None:
-    arguments = ["lqr", "--env", "lipctrl/Pendulum-v0", "--radii", 0.1, "--episodes", 2]
+    arguments = ["lqr", "--env", "lipctrl/DoubleIntegrator-v0", "--radii", 0.1, "--episodes", 2, "--fresh", 3]
     assert run("evaluate", *arguments, "--attacks", "mad", "lookahead", "--out", tmp_path / "e")[0] == 0
     table = json.loads((tmp_path / "e" / "report.json").read_text())["sections"][0]["table"]
     means = {row["attack"]: row["mean"] for row in table}
+    section = json.loads((tmp_path / "e" / "report.json").read_text())["sections"][0]
+    nominal, worst = section["fresh"]
+    assert (nominal["radius"], worst["radius"], worst["episodes"]) == (0.0, 0.1, 3) and worst["attack"] in means
+    assert worst["worst"] <= worst["cvar"] <= worst["mean"] < nominal["mean"] and worst["mean"] not in means.values()
+    assert any("new seeds" in line for line in section["verdicts"])
+    assert "The worst attack on new seeds" in (tmp_path / "e" / "report.html").read_text()
     assert means["lookahead"] < means["mad"] + 0.02 * abs(means["mad"])
     for extra, words in (
         (["mpc", "--env", "lipctrl/Pendulum-v0"], "no network"),

@@ -34,7 +34,7 @@ def test_the_proved_deviation_is_in_the_norm_and_units_of_the_threat(norm: str) 
 def test_a_network_lqr_and_mpc_under_one_threat_in_one_table(tmp_path: Path, run: Run) -> None:
     PlainNet(({0: -np.array([[0.5, 1.4]])},), (np.zeros(1),), ()).save(tmp_path / "net.npz")
     arguments = [tmp_path / "net.npz", "lqr", "mpc", "--radii", 0, 0.05, "--episodes", 1, "--out", tmp_path / "r"]
-    status, out, _ = run("evaluate", *arguments, "--attacks", "none", "vertex", "mad")
+    status, out, _ = run("evaluate", *arguments, "--attacks", "none", "vertex", "mad", "--fresh", 1)
     assert status == 0 and "nothing" in out
     (section,) = json.loads((tmp_path / "r" / "report.json").read_text())["sections"]
     rows = {(row["policy"], row["attack"], row["radius"]): row for row in section["table"]}

@@ -46,7 +46,7 @@ def test_a_sweep_and_its_resumption_give_the_same_table(demos: Path, tmp_path: P
 
 
 def row(policy: str, mean: float, radius: float) -> Row:
-    return Row(policy, "mad", radius, 2, mean, 0.0, mean, 10.0, 0, 0.0, 1.0, 0.0, 0.0, 0, 0)
+    return Row(policy, "mad", radius, 2, mean, 0.0, mean, mean, 10.0, 0, 0.0, 1.0, 0.0, 0.0, 0, 0)
 
 
 def test_the_choice_is_the_smallest_bound_that_is_as_good_as_the_best() -> None:
