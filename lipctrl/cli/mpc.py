@@ -137,6 +137,7 @@ class MpcSettings:
                 "--transcription": self.transcription != "shooting",
                 "--solver": (alone or convex or self.mode == "tube") and self.solver is not None,
                 "--rate": alone and self.rate is not None,
+                "--horizon": alone and self.horizon != type(self).horizon,
             }
             for name in (name for name, present in given.items() if present):
                 raise ValueError(f"{name} has no effect {where}: leave it out")

@@ -145,6 +145,7 @@ def test_the_robot_keeps_its_distance_and_rate_limits_hold(tmp_path: Path, run: 
         (["--mode", "tube", "--policy", "x", "--solver", "piqp"], "no effect in --mode tube"),
         (["--controller", "policy", "--policy", "x", "--solver", "piqp"], "no effect with --controller policy"),
         (["--controller", "policy", "--policy", "x", "--rate", "1"], "no effect with --controller policy"),
+        (["--controller", "policy", "--policy", "x", "--horizon", "5"], "no effect with --controller policy"),
         (["--radius", "0.5"], "no effect without --mode tube"),
         (["--mode", "filter", "--policy", "x", "--rollout", "3"], "no effect without --mode terminal"),
         (["--rate", "0", "1"], "rate limits need"),
