@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("evaluate needs a policy: lipctrl evaluate POLICY [POLICY ...]")
     env = make_env(settings.env)
     expert = lqr_expert(env) if "lqr" in settings.policies else None
-    contenders = [_named(name, env, expert, settings.horizon) for name in settings.policies]
+    contenders = [contender_named(name, env, expert, settings.horizon) for name in settings.policies]
     threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0])
     for attack in settings.attacks:  # refuses what does not fit before anything is written
         for one in contenders:
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
         raise RequirementFailed(f"the worst mean return found is {worst:.6g}, below {settings.require:g}")
 
 
-def _named(name: str, env: Env, expert: Expert | None, horizon: int) -> Contender:
+def contender_named(name: str, env: Env, expert: Expert | None, horizon: int) -> Contender:
     """What a word of the command line stands for.
 
     Raises:

@@ -31,6 +31,10 @@ COMMANDS = {
     "certify": ("lipctrl.cli.certify", "proved bound and witnessed lower bound of a network; check a certificate"),
     "export": ("lipctrl.cli.export", "a certified policy as C, ONNX, CasADi or numpy file, with its certificate"),
     "evaluate": ("lipctrl.cli.evaluate", "closed loops under attack over a grid of radii, with a report"),
+    "compare": (
+        "lipctrl.cli.compare",
+        "policies on the same start states, nominal and attacked: paired differences",
+    ),
     "sweep": ("lipctrl.cli.sweep", "clone under many Lipschitz bounds, attack every clone, choose the bound"),
     "oracle": ("lipctrl.cli.oracle", "audit every attack on problems whose exact worst case is known (seconds)"),
     "mpc": ("lipctrl.cli.mpc", "model predictive control of a plant in closed loop"),
