@@ -5,7 +5,7 @@ that the cost of the coming steps, with a terminal cost, is largest.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import casadi as ca
 import numpy as np
@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from lipctrl.attacks.attack import Context
 from lipctrl.attacks.planned import Episode, Sequences, StageCost, ascend
-from lipctrl.files import UserError
 from lipctrl.plant import Plant
-from lipctrl.policy import PlainPolicy
 
 Array = NDArray[np.float64]
 
@@ -34,7 +32,7 @@ class Lookahead:
     terminal: Callable[[ca.SX], ca.SX]
     horizon: int = 20
     iterations: int = 8
-    _plan: Array | None = None
+    _plan: Array | None = field(default=None, init=False)
 
     def perturb(self, context: Context) -> Array:
         """See `Attack.perturb`.
@@ -42,8 +40,6 @@ class Lookahead:
         Raises:
             UserError: the policy is no network, so that it has no gradient.
         """
-        if not isinstance(context.policy, PlainPolicy):
-            raise UserError("the attack lookahead needs the gradient of the policy: a network")
         x, ball = context.observation, context.ball
         allowed = Sequences("step", ball.norm, ball.radius, ball.scale, self.horizon)
         episode = Episode(self.plant, context.policy, x, self.stage, self.terminal, context.cost)

@@ -19,7 +19,7 @@ from lipctrl.disturb.sets import Ball
 from lipctrl.files import UserError
 from lipctrl.norms import Norm
 from lipctrl.plant import Plant
-from lipctrl.policy import PlainPolicy
+from lipctrl.policy import PlainPolicy, Policy
 
 Array = NDArray[np.float64]
 Budget = Literal["step", "episode"]
@@ -78,13 +78,13 @@ class Episode:
     """A closed loop whose total cost is attacked: x+ = f(x, u), u = clip(pi(x + d)), from x0 over T steps.
 
     Attributes:
-        plant: equations. policy: of the plant's state, a PlainPolicy for gradients.
+        plant: equations. policy: of the plant's state, without hidden state.
         x0: start (n,) of all sequences, or one each (batch, n).
         stage, terminal: costs l(x, u) and l_T(x) as expressions of CasADi symbols.
     """
 
     plant: Plant
-    policy: PlainPolicy
+    policy: Policy
     x0: Array
     stage: StageCost
     terminal: Callable[[ca.SX], ca.SX]
@@ -124,7 +124,12 @@ class Episode:
         """Costs (batch,) and their gradients with respect to the perturbations (batch, T, n).
 
         Where an input is clipped the gradient through it is zero.
+
+        Raises:
+            UserError: the policy is no network.
         """
+        if not isinstance(self.policy, PlainPolicy):
+            raise UserError("a search by gradients needs the gradient of the policy: a network")
         total, states, inputs = self._run(d)
         _, slopes, _, last = self._functions
         adjoint, found = np.asarray(last(states[-1].T), np.float64).T, np.zeros_like(d)

@@ -27,18 +27,18 @@ class Reserve:
 
     Attributes:
         sensors: (n,), proved bound of what the sensor errors do to the prediction of one period.
-        model: (n,), the largest error of one period on the model's test windows, an estimate; 0 if it is not known.
+        model: (n,), the largest error of one period on the model's test windows, an estimate; None: not known.
         region: in words, where `sensors` is proved, or None: everywhere.
     """
 
     sensors: Array
-    model: Array
+    model: Array | None
     region: str | None
 
     @property
     def total(self) -> Array:
         """By how much every state limit is tightened, (n,)."""
-        return self.sensors + self.model
+        return self.sensors if self.model is None else self.sensors + self.model
 
 
 def reserve_of(model: ProcessModel, plant: Plant, sensor_error: tuple[float, ...]) -> Reserve:
@@ -50,7 +50,7 @@ def reserve_of(model: ProcessModel, plant: Plant, sensor_error: tuple[float, ...
     steps = check_plant(model, plant)
     bounds, region = start_gains(model, steps=steps)
     worst = model.facts.get("worst_error")
-    missed = np.zeros(len(plant.state)) if worst is None else np.array(worst, np.float64)[steps - 1]
+    missed = None if worst is None else np.array(worst, np.float64)[steps - 1]
     return Reserve(prediction_error(bounds, sensor_error)[-1], missed, None if region is None else REGION)
 
 
@@ -73,8 +73,8 @@ def model_table(model: ProcessModel, plant: Plant, sensor_error: tuple[float, ..
     for i, name in enumerate(plant.state.names):
         quantity, _, unit = name.partition(" [")
         unit = unit.rstrip("]")
-        low, high, known = plant.state.low[i], plant.state.high[i], "worst_error" in model.facts
-        missed = reserve.model[i] if known else None
+        low, high, known = plant.state.low[i], plant.state.high[i], reserve.model is not None
+        missed = None if reserve.model is None else reserve.model[i]
         rows += [
             Guarantee(
                 f"{quantity}: prediction moved by the sensors, one period", reserve.sensors[i], unit, "proved", where

@@ -167,19 +167,19 @@ def contenders(settings: MpcSettings, inner: PlantEnv, net: PlainNet | None) -> 
     """Every policy that the command runs, by name."""
     speed = Speed(deadline=settings.deadline, compiled=settings.compiled, real_time=settings.real_time)
     model = None if settings.model is None else load_model(Path(settings.model))
-    measure, reserve, notes = _measurement(settings, inner, model)
+    sensors, reserve, notes = _measurement(settings, inner, model)
     choice = Choice(settings.solver, settings.horizon, settings.rate, settings.transcription, speed, model, reserve)
     found: dict[str, Contender] = {}
     if settings.controller == "convex":
-        found["convex"] = _convex(settings, inner, choice, measure, notes)
+        found["convex"] = _convex(settings, inner, choice, sensors(), notes)
     elif settings.mode is None and settings.controller != "policy":
         controller = controller_of(inner, settings.controller, choice)
-        found[settings.controller] = Contender(MPCPolicy(controller, state_of=inner.state_of), measure, tuple(notes))
+        found[settings.controller] = Contender(MPCPolicy(controller, state_of=inner.state_of), sensors(), tuple(notes))
     if net is None:
         return found
     _check_sizes(inner, net)
     bare = PlainPolicy(net)
-    found["policy"] = Contender(bare, measure)
+    found["policy"] = Contender(bare, sensors())
     if settings.mode is None:
         return found
     both = combination(settings.mode, inner, net, choice, rollout=settings.rollout, radius=settings.radius)
@@ -193,30 +193,34 @@ def contenders(settings: MpcSettings, inner: PlantEnv, net: PlainNet | None) -> 
 
 def _measurement(
     settings: MpcSettings, inner: PlantEnv, model: ProcessModel | None
-) -> tuple[Measure, Array | None, list[str]]:
-    """What is measured of a state, the reserve of the state limits for its errors, and what is to be said of both."""
+) -> tuple[Callable[[], Measure], Array | None, list[str]]:
+    """New sensors with the same errors for every loop, the reserve of the state limits for them, and what to say."""
     notes, errors = [], settings.sensor_error
     if model is not None:
         looked_ahead = settings.horizon * check_plant(model, inner.plant)
         notes = [model.extrapolation(looked_ahead)] if looked_ahead > model.horizon else []
     if errors is None:
-        return inner.observe, None, notes
-    size, rng = np.array(errors), np.random.default_rng(settings.seed)
+        return lambda: inner.observe, None, notes
+    size = np.array(errors)
     if size.shape != (len(inner.plant.state),) or not (np.isfinite(size).all() and (size >= 0).all()):
         raise UserError(f"--sensor-error needs {len(inner.plant.state)} finite numbers, one per state, none negative")
 
-    def measure(state: Array) -> Array:
-        return np.asarray(inner.observe(state + size * rng.choice([-1.0, 1.0], len(size))))
+    def sensors() -> Measure:
+        rng = np.random.default_rng(settings.seed)
+        return lambda state: np.asarray(inner.observe(state + size * rng.choice([-1.0, 1.0], len(size))))
 
     if model is None:
-        return measure, None, [*notes, "limits are not tightened for sensor errors: nothing is proved without --model"]
+        return sensors, None, [*notes, "limits are not tightened for sensor errors: nothing is proved without --model"]
     reserve = reserve_of(model, inner.plant, errors)
     where = "everywhere" if reserve.region is None else f"for {reserve.region}"
+    own = "nothing for the model's own error, which its file does not say"
+    if reserve.model is not None:
+        own = f"{_list(reserve.model)} for the model's own error on its test windows, an estimate"
     sentence = (
         f"state limits tightened by {_list(reserve.total)}: {_list(reserve.sensors)} for the sensors, proved {where}, "
-        f"and {_list(reserve.model)} for the model's own error on its test windows, an estimate"
+        f"and {own}"
     )
-    return measure, reserve.total, [*notes, sentence]
+    return sensors, reserve.total, [*notes, sentence]
 
 
 def _list(values: Array) -> str:

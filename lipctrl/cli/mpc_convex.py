@@ -14,7 +14,7 @@ from lipctrl.files import UserError
 from lipctrl.models.convexity import is_convex
 from lipctrl.models.model import ProcessModel
 from lipctrl.mpc.controller import NMPC
-from lipctrl.mpc.convex import ConvexController, not_convex
+from lipctrl.mpc.convex import ConvexController, why_not_convex
 from lipctrl.mpc.mpc_policy import Controller
 from lipctrl.mpc.problem import OCP, Softness
 from lipctrl.nn.plain import PlainNet
@@ -72,7 +72,7 @@ def convex_or_not(plant: Plant, model: ProcessModel | None, ocp: OCP, believed: 
     Raises:
         UserError: a model of another plant.
     """
-    reason = not_convex(ocp)
+    reason = why_not_convex(ocp)
     if model is None:
         reason = "the plant's own equations are not known to be convex in the inputs; give an input-convex --model"
     elif reason is None:
@@ -80,7 +80,7 @@ def convex_or_not(plant: Plant, model: ProcessModel | None, ocp: OCP, believed: 
         if isinstance(net, PlainNet):
             return ConvexController(net, ocp), "convex: every plan is optimal up to its proved gap"
         reason = net
-    return NMPC(believed, ocp, "ipopt"), f"not convex, solved as nonlinear MPC: {reason}"
+    return NMPC(believed, ocp, "ipopt"), f"solved as nonlinear MPC, without a proof: {reason}"
 
 
 def cost_of(ocp: OCP, x: Array, u: Array) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipctrl.files import UserError
+from lipctrl.models.gaussian import BOUNDS_PRICE, HIGHEST, LOWEST, bounded_log_variance
 
 Array = NDArray[np.float64]
 DECAY = (2.5e-5, 5e-5, 7.5e-5)  # of the first, second and further hidden layers' squared weights
@@ -102,8 +103,8 @@ class Dynamics:
             torch.nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=self.draws)
             self.weights.append(weight.requires_grad_())
             self.biases.append(torch.zeros(s.members, 1, fan_out, device=self.device, requires_grad=True))
-        self.highest = torch.full((outputs,), 0.5, device=self.device, requires_grad=s.probabilistic)
-        self.lowest = torch.full((outputs,), -10.0, device=self.device, requires_grad=s.probabilistic)
+        self.highest = torch.full((outputs,), HIGHEST, device=self.device, requires_grad=s.probabilistic)
+        self.lowest = torch.full((outputs,), LOWEST, device=self.device, requires_grad=s.probabilistic)
         self.mean = torch.zeros(sizes[0], device=self.device)
         self.std = torch.ones(sizes[0], device=self.device)
         self.elites = torch.arange(s.elites, device=self.device)
@@ -130,8 +131,7 @@ class Dynamics:
         if not self.settings.probabilistic:
             return h, torch.full_like(h, -torch.inf)
         mean, raw = h.chunk(2, dim=-1)
-        bounded = self.highest - functional.softplus(self.highest - raw)
-        return mean, self.lowest + functional.softplus(bounded - self.lowest)
+        return mean, bounded_log_variance(raw, self.highest, self.lowest)
 
     @torch.no_grad()
     def sample(self, states: Tensor, actions: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -221,7 +221,7 @@ class Dynamics:
         last = len(self.weights) - 1
         rates = [LAST_DECAY if k == last else DECAY[min(k, 2)] for k in range(last + 1)]
         decay = torch.stack([0.5 * rate * w.square().sum() for rate, w in zip(rates, self.weights, strict=True)]).sum()
-        return decay + 0.01 * (self.highest.sum() - self.lowest.sum()) if self.settings.probabilistic else decay
+        return decay + BOUNDS_PRICE * (self.highest.sum() - self.lowest.sum()) if self.settings.probabilistic else decay
 
     @torch.no_grad()
     def _holdout(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,12 @@ HIGHEST, LOWEST = 0.5, -10.0  # of the logarithm of the variance, before trainin
 BOUNDS_PRICE = 0.01  # draws both bounds towards each other
 
 
+def bounded_log_variance(raw: Tensor, highest: Tensor, lowest: Tensor) -> Tensor:
+    """Softly between two trained bounds, as published."""
+    below = highest - functional.softplus(highest - raw)
+    return lowest + functional.softplus(below - lowest)
+
+
 class Gaussian(Cell):
     """Two hidden silu layers; mean and logarithm of the variance of the change of every state."""
 
@@ -32,8 +38,7 @@ class Gaussian(Cell):
         w1, w2, out = self.weights
         h = functional.silu(torch.cat([x, u], dim=-1) @ w1.T + self.b1)
         change, raw = (functional.silu(h @ w2.T + self.b2) @ out.T + self.bo).chunk(2, dim=-1)
-        bounded = self.highest - functional.softplus(self.highest - raw)
-        return x + change, self.lowest + functional.softplus(bounded - self.lowest)
+        return x + change, bounded_log_variance(raw, self.highest, self.lowest)
 
     def forward(self, p: Tensor, u: Tensor) -> Tensor:
         """Scaled states (batch, T, n), means fed back."""

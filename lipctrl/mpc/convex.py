@@ -181,17 +181,18 @@ class ConvexMPC:
         return np.asarray(np.tile(c.u_low, T) + np.tile(c.u_high - c.u_low, T) * scaled).reshape(inputs.shape)
 
 
-def not_convex(ocp: OCP) -> str | None:
-    """Why this problem is not convex in the inputs whatever the convex model, or None: its cost and limits never ask
-    for a state to be higher.
-    """
+def why_not_convex(ocp: OCP) -> str | None:
+    """Why the convex path does not take this problem, or None: cost and limits never ask for a state to be higher."""
     for found, reason in (
         (ocp.Q.any() or ocp.P.any(), "a set-point of a state is approached from both sides"),
         (np.isfinite(ocp.x_low).any(), "a lower limit on a state is not a convex set of inputs"),
-        (ocp.soft is None and np.isfinite(ocp.x_high).any(), "hard limits on states may not be attainable"),
+        (
+            ocp.soft is None and np.isfinite(ocp.x_high).any(),
+            "hard upper limits on states are convex, but not implemented there: make them soft",
+        ),
         (ocp.terminal_set is not None, "a terminal set bounds states from below"),
         (ocp.margin is not None, "a margin is an arbitrary function of the state"),
-        (ocp.u_rate is not None, "rate limits are not implemented in the convex path"),
+        (ocp.u_rate is not None, "rate limits are convex, but not implemented there"),
     ):
         if found:
             return reason
@@ -203,11 +204,11 @@ class ConvexController:
     """`ConvexMPC` in the place of any other controller: the problem as an `OCP`, the answer as a `Solution`.
 
     Attributes:
-        net: as in `ConvexMPC`. problem: one for which `not_convex` is None; the quadratic price of its soft limits
+        net: as in `ConvexMPC`. problem: one for which `why_not_convex` is None; the quadratic price of its soft limits
             counts, the linear one does not.
 
     Raises:
-        UserError: a problem or a model that is not convex.
+        UserError: a problem that is not taken, or a model that is not convex.
     """
 
     net: PlainNet
@@ -216,9 +217,9 @@ class ConvexController:
     _mpc: ConvexMPC = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        ocp, reason = self.problem, not_convex(self.problem)
+        ocp, reason = self.problem, why_not_convex(self.problem)
         if reason is not None:
-            raise UserError(f"the problem is not convex: {reason}")
+            raise UserError(f"the convex path does not take this problem: {reason}")
         limited = np.isfinite(ocp.x_high)
         quadratic = np.zeros(len(limited)) if ocp.soft is None else ocp.soft.quadratic
         cost = ConvexCost(

@@ -4,21 +4,15 @@ import itertools
 
 import numpy as np
 import pytest
-import scipy.linalg
-import scipy.optimize
 
 from lipctrl.attacks.linear import LinearLoop, Quadratic, finite_horizon_gain, peak_gains
 from lipctrl.attacks.oracle import lqr_extra_cost
 from lipctrl.certify.stability import hinf_norm
+from lipctrl.cli.oracle import DETUNED as DETUNED_GAIN
+from lipctrl.cli.oracle import X0, A, B, K, P, Q, R, S
 from lipctrl.files import UserError
 
-A, B = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]])
-Q, R = np.eye(2), np.array([[0.1]])
-P = scipy.linalg.solve_discrete_are(A, B, Q, R)
-S = R + B.T @ P @ B
-K = np.linalg.solve(S, B.T @ P @ A)
-X0 = np.array([1.0, 0.0])
-TUNED, DETUNED = (LinearLoop(A, B, gain, Q, R, P) for gain in (K, np.array([[1.0, 3.0]])))
+TUNED, DETUNED = (LinearLoop(A, B, gain, Q, R, P) for gain in (K, DETUNED_GAIN))
 
 
 @pytest.mark.parametrize("loop", [TUNED, DETUNED])

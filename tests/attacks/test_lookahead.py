@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import scipy.linalg
 
 from lipctrl.attacks import Context, MaximalActionDeviation
 from lipctrl.attacks.attack import Attack
 from lipctrl.attacks.lookahead import Lookahead
 from lipctrl.attacks.planned import quadratic_costs
+from lipctrl.cli.oracle import A, B, P, Q, R
 from lipctrl.disturb.sets import Ball
 from lipctrl.envs.linear import linear_plant
 from lipctrl.files import UserError
@@ -15,8 +15,6 @@ from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import Norm
 from lipctrl.policy import FunctionPolicy, PlainPolicy
 
-A, B, Q, R = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]]), np.eye(2), np.array([[0.1]])
-P = scipy.linalg.solve_discrete_are(A, B, Q, R)
 STEPS, ROWS = 12, 4
 
 

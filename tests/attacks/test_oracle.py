@@ -4,17 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-import scipy.linalg
 
 from lipctrl.attacks.oracle import lqr_extra_cost
+from lipctrl.cli.oracle import X0, A, B, K, P, Q, R, S
 from lipctrl.files import UserError
-
-A, B = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]])
-Q, R = np.eye(2), np.array([[0.1]])
-P = scipy.linalg.solve_discrete_are(A, B, Q, R)
-S = R + B.T @ P @ B
-K = np.linalg.solve(S, B.T @ P @ A)
-X0 = np.array([1.0, 0.0])
 
 
 def cost(perturbations: np.ndarray) -> float:

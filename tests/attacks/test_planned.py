@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.linalg
 
 from lipctrl.attacks.linear import LinearLoop
 from lipctrl.attacks.planned import (
@@ -12,17 +11,14 @@ from lipctrl.attacks.planned import (
     Sequences,
     quadratic_costs,
 )
+from lipctrl.cli.oracle import DETUNED, X0, A, B, K, P, Q, R
 from lipctrl.envs.linear import linear_plant
 from lipctrl.envs.pendulum import pendulum_plant
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.policy import PlainPolicy
 
-A, B = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]])
-Q, R = np.eye(2), np.array([[0.1]])
-P = scipy.linalg.solve_discrete_are(A, B, Q, R)
-K, DETUNED = np.linalg.solve(R + B.T @ P @ B, B.T @ P @ A), np.array([[1.0, 3.0]])
-X0, STEPS = np.array([1.0, 0.0]), 8
+STEPS = 8
 
 
 def linear(gain: np.ndarray) -> tuple[Episode, LinearLoop]:

@@ -113,7 +113,7 @@ CONVEX = ["--plant", "quad-tank", "--controller", "convex", "--state-high", 13, 
 def test_convex_mpc_reports_its_proved_gap_and_costs_no_more_than_ipopt(tanks: Path, tmp_path: Path, run: Run) -> None:
     arguments = [*CONVEX, "--horizon", 6, "--input-reference", 3.4, 3.4, "--start", 12.5, 12.5, 1.6, 1.4]
     status, text, err = run("mpc", *arguments, "--model", tanks, "--out", tmp_path / "c")
-    assert status == 0 and "globally optimal up to" in text and "not convex" not in text + err
+    assert status == 0 and "globally optimal up to" in text and "without a proof" not in text + err
     cost = json.loads((tmp_path / "c" / "run.json").read_text())["costs"]["convex"]
     status, text, err = run("mpc", *arguments, "--out", tmp_path / "n")  # the plant's own equations: IPOPT
     other = json.loads((tmp_path / "n" / "run.json").read_text())["costs"]["convex"]
@@ -132,7 +132,7 @@ def test_what_is_not_convex_says_so_and_is_solved_all_the_same(
 ) -> None:
     arguments = [*CONVEX[:-1], 3, *extra, "--input-reference", 3.2, 3.2]
     status, text, _ = run("mpc", *arguments, "--model", tanks, "--out", tmp_path / "c")
-    assert status == 0 and "not convex, solved as nonlinear MPC" in text and words in text.replace("\n", " ")
+    assert status == 0 and "solved as nonlinear MPC, without a proof" in text and words in text.replace("\n", " ")
 
 
 def test_sensor_errors_tighten_limits_and_are_in_the_closed_loop_table(tanks: Path, tmp_path: Path, run: Run) -> None:
@@ -179,4 +179,5 @@ def test_the_gain_is_kept_below_a_target(tmp_path: Path, run: Run) -> None:
 def test_lyapunov_based_mpc_draws_its_region(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "l"
     assert run("mpc", "--plant", "cstr", "--controller", "lmpc", "--horizon", 2, "--steps", 3, "--out", out)[0] == 0
-    assert "V = 372" in (out / "region.svg").read_text() or (out / "region.svg").stat().st_size > 5000
+    figure = (out / "region.svg").read_text()  # texts are drawn as paths, with what they say in a comment
+    assert "V = 372" in figure and "lmpc" in figure and "temperature [K]" in figure
