@@ -7,7 +7,9 @@ be trained as one batch (`train_together`), each with its own environment, repla
 """
 
 import copy
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.type_aliases import RolloutReturn
 from torch import Tensor, nn
 
 import lipctrl.nn.sb3  # noqa: F401  # registers LipschitzMlpPolicy
@@ -31,6 +34,7 @@ from .update import Batch, Update
 Actions = NDArray[np.float32]
 CALIBRATION = 1000  # updates before a spectral bound is measured
 PERCENTILE = 0.95
+PHASES = ("environment", "updates", "model", "rollouts", "diagnostics")  # of the wall time
 EXACT = 100  # updates between exact projections under a hard spectral bound; power iteration lags behind
 
 
@@ -79,6 +83,11 @@ class SAC(stable_baselines3.SAC):
         smoothness: regularisation of the critics.
         compiled: compile the update (10 to 20 seconds once; needs a C++ compiler or a CUDA device).
 
+    Attributes:
+        learner: with the agent's update, of which it may be one of several agents. memory: its part of that state.
+        draws, steps: random numbers of its updates and of its actions in the environment.
+        seconds: wall time by phase.
+
     Raises:
         UserError: image observations, use_sde, several steps per target, other optimisers than Adam, or a spectral
             bound on critics that are no plain networks.
@@ -92,6 +101,7 @@ class SAC(stable_baselines3.SAC):
     ) -> None:
         self.smoothness = smoothness if smoothness is not None else Smoothness()
         self.compiled = compiled
+        self.seconds = {phase: 0.0 for phase in PHASES}
         self._deviation: Tensor | None = None
         self._measured = 0
         super().__init__(policy, env, **others)
@@ -119,6 +129,20 @@ class SAC(stable_baselines3.SAC):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "memory"], []
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Add the wall time of the block to a phase; on a GPU what was queued is waited for."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[phase] += time.perf_counter() - start
+
+    def collect_rollouts(self, *arguments: Any, **others: Any) -> RolloutReturn:
+        """As in Stable-Baselines3, timed."""
+        with self.clock("environment"):
+            return super().collect_rollouts(*arguments, **others)
 
     def rate(self) -> float:
         """Learning rate of now."""
@@ -208,8 +232,15 @@ class SAC(stable_baselines3.SAC):
             norms.append(slope.norm(dim=-1))
         return torch.stack(norms).amax(0)
 
-    def calibrate(self) -> None:
-        """Set the spectral bound once enough updates were made without it."""
+    def explore(self, states: Tensor, draws: torch.Generator) -> Tensor:
+        """Scaled actions (rows, m) of the stochastic policy at states (rows, n), without gradient."""
+        with torch.no_grad():
+            mean, log_std = _Actor(self.actor)(states)
+            noise = torch.randn(mean.shape, generator=draws, device=self.device)
+            return (mean + log_std.exp() * noise).tanh()  # type: ignore[no-any-return]
+
+    def prepare(self) -> None:
+        """Before updates: set the spectral bound once enough were made without it."""
         unset = self.smoothness.beta is None and torch.isinf(self.memory.beta).item()
         if self.smoothness.spectral == "none" or not unset or self._n_updates < CALIBRATION:
             return
@@ -304,8 +335,11 @@ def train_together(agents: Sequence[SAC], gradient_steps: int, batch_size: int) 
     learner = agents[0].learner
     for agent in agents:
         agent.policy.set_training_mode(True)
-        agent.calibrate()
+        agent.prepare()
+    start = time.perf_counter()
     losses = learner.run([agent.batches(gradient_steps, batch_size) for agent in agents])
+    for agent in agents:
+        agent.seconds["updates"] += (time.perf_counter() - start) / len(agents)
     for agent, row in zip(agents, losses, strict=True):
         agent.report(row, gradient_steps)
 

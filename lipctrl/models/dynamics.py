@@ -7,6 +7,7 @@ best weights of each member restored. The difference: gradient steps per fit are
 
 import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,21 +111,44 @@ class Dynamics:
         self.elites = torch.arange(s.elites, device=self.device)
         self.optimizer = torch.optim.Adam(self._leaves(), lr=s.learning_rate, fused=True)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the model must remember to go on exactly."""
+        return {
+            "leaves": [leaf.detach().clone() for leaf in (*self.weights, *self.biases, self.highest, self.lowest)],
+            "scaling": [self.mean.clone(), self.std.clone()],
+            "elites": self.elites.clone(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "draws": self.draws.get_state(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        for leaf, value in zip((*self.weights, *self.biases, self.highest, self.lowest), state["leaves"], strict=True):
+            leaf.copy_(value)
+        self.mean, self.std = (value.to(self.device) for value in state["scaling"])
+        self.elites = state["elites"].to(self.device)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.draws.set_state(state["draws"])
+
     def _leaves(self) -> list[Tensor]:
         bounds = [self.highest, self.lowest] if self.settings.probabilistic else []
         return [*self.weights, *self.biases, *bounds]
 
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Tensor, members: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of (r, s' - s), each (members, batch, n + 1).
 
         Args:
             inputs: raw (s, a), shape (batch, n + m), or (members, batch, n + m).
+            members: indices of those to evaluate; by default all.
 
         The log-variance of a deterministic model is minus infinity: no noise.
         """
         h = (inputs - self.mean) / self.std
-        h = h if h.ndim == 3 else h.expand(self.settings.members, *h.shape)
+        h = h if h.ndim == 3 else h.expand(self.settings.members if members is None else len(members), *h.shape)
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if members is not None:
+                weight, bias = weight[members], bias[members]
             h = torch.baddbmm(bias, h, weight)
             if k + 1 < len(self.weights):
                 h = functional.silu(h)
@@ -136,12 +160,22 @@ class Dynamics:
     @torch.no_grad()
     def sample(self, states: Tensor, actions: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         """Next states (batch, n) and rewards (batch,), each row from a random elite's Gaussian."""
-        mean, log_variance = self(torch.cat([states, actions], -1))
-        rows = torch.arange(len(states), device=self.device)
-        chosen = self.elites[torch.randint(len(self.elites), (len(states),), generator=draws, device=self.device)]
-        noise = torch.randn(mean.shape[1:], generator=draws, device=self.device)
-        outcome = mean[chosen, rows] + (0.5 * log_variance[chosen, rows]).exp() * noise
-        return states + outcome[:, 1:], outcome[:, 0]
+        count, elites = len(states), len(self.elites)
+        each = -(-count // elites)  # rows of every elite: only the member that a row draws is evaluated for it
+        order = torch.randperm(each * elites, generator=draws, device=self.device)
+        inputs = torch.cat([states, actions], -1)[order % count].view(elites, each, -1)
+        mean, log_variance = self(inputs, self.elites)
+        noise = torch.randn(mean.shape, generator=draws, device=self.device)
+        outcome = (mean + (0.5 * log_variance).exp() * noise).flatten(0, 1)
+        found = torch.empty_like(outcome)
+        found[order] = outcome
+        return states + found[:count, 1:], found[:count, 0]
+
+    @torch.no_grad()
+    def spread(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Standard deviation of the next state, (batch, n): from the elites' own variance and that of their means."""
+        mean, log_variance = self(torch.cat([states, actions], -1), self.elites)
+        return (log_variance.exp().mean(0) + mean.var(0, correction=0))[:, 1:].sqrt()
 
     def fit(self, states: Tensor, actions: Tensor, rewards: Tensor, next_states: Tensor) -> FitReport:
         """Train until no member has improved for more than `patience` epochs, or the cap; keep members' best weights.
