@@ -144,6 +144,18 @@ class SAC(stable_baselines3.SAC):
         with self.clock("environment"):
             return super().collect_rollouts(*arguments, **others)
 
+    def _store_transition(
+        self, replay_buffer: Any, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
+    ) -> None:
+        """As in Stable-Baselines3.
+
+        Raises:
+            UserError: an observation or a reward that is not finite.
+        """
+        if not (np.isfinite(new_obs).all() and np.isfinite(reward).all()):
+            raise UserError(f"the environment returned a number that is not finite at step {self.num_timesteps}")
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
     def rate(self) -> float:
         """Learning rate of now."""
         return self.lr_schedule(self._current_progress_remaining)

@@ -126,6 +126,26 @@ class LearnedTermination:
         self.seen_end = False
         self.optimizer = torch.optim.Adam(self.leaves, lr=self.RATE)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the classifier must remember to go on exactly."""
+        return {
+            "leaves": [leaf.detach().clone() for leaf in self.leaves],
+            "scaling": [self.mean.clone(), self.std.clone()],
+            "seen_end": self.seen_end,
+            "optimizer": self.optimizer.state_dict(),
+            "draws": self.draws.get_state(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        for leaf, value in zip(self.leaves, state["leaves"], strict=True):
+            leaf.copy_(value)
+        self.mean, self.std = (value.to(self.mean.device) for value in state["scaling"])
+        self.seen_end = state["seen_end"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.draws.set_state(state["draws"])
+
     def logits(self, seen: Tensor) -> Tensor:
         """Logarithmic odds (rows,) that the episode ends."""
         h = (seen - self.mean) / self.std

@@ -51,7 +51,7 @@ def learn_together(
             assert agent.env is not None and agent.replay_buffer is not None
             rollout = agent.collect_rollouts(
                 agent.env,
-                train_freq=agent.train_freq,  # type: ignore[arg-type]
+                train_freq=agent.train_freq,
                 callback=hook,
                 replay_buffer=agent.replay_buffer,
                 learning_starts=agent.learning_starts,
