@@ -30,7 +30,7 @@ from lipctrl.models.dynamics import DynamicsSettings
 
 FOLDER = Path(__file__).parent / "results" / "mbpo"
 SEEDS, EPISODES = (0, 1, 2, 3, 4), 10
-SINGLE = DynamicsSettings(width=100, depth=3, cap=250)
+SINGLE = DynamicsSettings(width=100, depth=3, cap=500)
 ENSEMBLE = replace(SINGLE, members=7, elites=5)
 FGSM = Smoothness(perturbation="fgsm", epsilon=0.05, weight=0.1)
 SPECTRAL = Smoothness(spectral="hard", beta=None)
