@@ -130,12 +130,12 @@ def _resume(kind: Callable[[], Any], path: Path, name: str) -> None:
     run = Run.open(path)
     if run.record.get("status") == "finished":
         raise UserError(f"run {path} is finished; there is nothing to resume")
-    data, source = read_config(str(path / "settings.yaml"), name)
+    data, source = read_config(str(run.checked("settings.yaml")), name)
     settings = updated(kind(), data, source)
     if not (path / "checkpoint.pt").is_file():
         raise UserError(f"run {path} was stopped before its first checkpoint; start it anew")
     training = Training(settings, run, _agents(settings))
-    load_agents(training.agents, (path / "checkpoint.pt").read_bytes())
+    load_agents(training.agents, run.checked("checkpoint.pt").read_bytes())
     steps = training.agents[0].num_timesteps
     for k, rows in enumerate(training.rows):
         metrics = training.folder(k) / "metrics.csv"
