@@ -76,20 +76,22 @@ def perturb(
         radius: half widths, broadcast to the states.
         start: uniform in [-1, 1], of the shape of the states.
         kind: uniform, fgsm or pgd. The change (Q(s + d) - Q(s))^2 has no gradient at d = 0, so fgsm takes the sign of
-            Q's own gradient and pgd starts from noise.
+            Q's own gradient and pgd starts from noise; where that ends lower, pgd takes the vertex of fgsm.
         steps: of pgd, each of 2.5 / steps half widths.
     """
-    if kind == "fgsm":
-        (slope,), _ = gradients(lambda at: (values(at[0]).sum(), states), [states])
-        return states + radius * slope.sign()
     noise = radius * start
     if kind == "uniform":
         return states + noise
+    (slope,), _ = gradients(lambda at: (values(at[0]).sum(), states), [states])
+    vertex = states + radius * slope.sign()
+    if kind == "fgsm":
+        return vertex
     clean = values(states).detach()
     for _ in range(steps):
         (slope,), _ = gradients(lambda at: ((values(at[0]) - clean).square().sum(), states), [states + noise])
         noise = torch.minimum(torch.maximum(noise + 2.5 / steps * radius * slope.sign(), -radius), radius)
-    return states + noise
+    gain = [(values(at).detach() - clean).square() for at in (states + noise, vertex)]
+    return torch.where((gain[0] >= gain[1])[..., None], states + noise, vertex)
 
 
 def power_iteration(matrices: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:

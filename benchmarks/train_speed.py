@@ -11,7 +11,6 @@ the model's gradient steps and sampled rows per second, and the phases of a shor
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
