@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import RolloutReturn
+from stable_baselines3.sac.policies import Actor
 from torch import Tensor, nn
 
-import lipctrl.nn.sb3  # noqa: F401  # registers LipschitzMlpPolicy
 from lipctrl.files import UserError
+from lipctrl.nn.sb3 import LipschitzSacActor  # importing it registers LipschitzMlpPolicy
 from lipctrl.seeding import seed_of
 
 from .regularisation import Smoothness
@@ -34,6 +36,7 @@ from .update import Batch, Update
 Actions = NDArray[np.float32]
 CALIBRATION = 1000  # updates before a spectral bound is measured
 PERCENTILE = 0.95
+LOG_STD = (-20, 2)  # SB3's limits
 PHASES = ("environment", "updates", "model", "rollouts", "diagnostics")  # of the wall time
 EXACT = 100  # updates between exact projections under a hard spectral bound; power iteration lags behind
 
@@ -73,6 +76,29 @@ class _Actor(nn.Module):
         """Both (batch, m) for states (batch, n)."""
         mean, log_std, _ = self.actor.get_action_dist_params(states)
         return mean, log_std
+
+
+class StackedActors:
+    """SB3's actors, ordinary or Lipschitz, as one function; see `Stacked`.
+
+    Args:
+        actors: of equal structure.
+    """
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._bounded = isinstance(actors[0], LipschitzSacActor)  # its mean is a network of its own
+        self._parts = [Stacked([getattr(a, name) for a in actors]) for name in ("latent_pi", "mu", "log_std")]
+        self.leaves = [leaf for part in self._parts for leaf in part.leaves]
+
+    def __call__(self, leaves: Sequence[Tensor], states: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation before squashing, (actors, batch, m), at states (actors, batch, n)."""
+        rest, split = list(leaves), []
+        for part in self._parts:
+            split.append(rest[: len(part.leaves)])
+            rest = rest[len(part.leaves) :]
+        trunk, mean, log_std = self._parts
+        h = trunk(split[0], states)
+        return mean(split[1], states if self._bounded else h), log_std(split[2], h).clamp(*LOG_STD)
 
 
 class SAC(stable_baselines3.SAC):
@@ -119,6 +145,10 @@ class SAC(stable_baselines3.SAC):
             with_layer_norm(self.critic)
             with_layer_norm(self.critic_target)
             self.critic_target.load_state_dict(self.critic.state_dict())
+        if type(self.actor) not in (Actor, LipschitzSacActor) or not isinstance(
+            self.actor.features_extractor, FlattenExtractor
+        ):
+            raise UserError("SAC with smooth critics needs the actor of MlpPolicy or LipschitzMlpPolicy")
         self._acting = _Actor(self.actor)
         self.draws = torch.Generator(self.device).manual_seed(seed_of(self.seed or 0, "updates"))
         self.steps = torch.Generator().manual_seed(seed_of(self.seed or 0, "actions"))
@@ -301,13 +331,15 @@ class Learner:
         before = [getattr(agent, "memory", None) for agent in agents]
         critics = Stacked([net for agent in agents for net in agent.critic.q_networks])
         targets = Stacked([net for agent in agents for net in agent.critic_target.q_networks])
+        actors = StackedActors([agent.actor for agent in agents])
         smooth, device, count = first.smoothness, first.device, len(agents)
         constrained = _constrained(critics, smooth)
         matrices = [critics.leaves[k] for k in constrained]
         tuned = first.ent_coef_optimizer is not None
         self.each = critics.count // count
         self.update = Update(
-            actor=Stacked([_Actor(agent.actor) for agent in agents]),
+            actor=actors,
+            actor_leaves=actors.leaves,
             critics=critics,
             targets=targets,
             log_temperature=torch.stack([_log_temperature(agent) for agent in agents]),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 
@@ -28,6 +29,7 @@ class Stacked:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.count, self.leaves = len(modules), list[Tensor]()
+        self._parts = _sequence(modules[0])
         self._structure = copy.deepcopy(modules[0]).train()  # in training nothing is cached
         self.names = [name for name, leaf in modules[0].named_parameters() if leaf.requires_grad]
         for name in self.names:
@@ -44,7 +46,19 @@ class Stacked:
             leaves: parameters in the place of the stored ones, of the same shapes.
             x: (modules, batch, n).
         """
-        return vmap(self._one)(tuple(leaves), x)
+        if self._parts is None:
+            return vmap(self._one)(tuple(leaves), x)
+        h, rest = x, iter(leaves)
+        for part in self._parts:
+            if isinstance(part, nn.Linear):
+                weight, bias = next(rest), next(rest)
+                h = torch.baddbmm(bias[:, None], h, weight.transpose(1, 2))
+            elif isinstance(part, nn.LayerNorm):
+                scale, shift = next(rest), next(rest)
+                h = functional.layer_norm(h, h.shape[-1:], eps=part.eps) * scale[:, None] + shift[:, None]
+            else:
+                h = part(h)
+        return h
 
     def _one(self, parameters: Sequence[Tensor], x: Tensor) -> Any:
         return functional_call(self._structure, dict(zip(self.names, parameters, strict=True)), (x,))
@@ -53,6 +67,15 @@ class Stacked:
         """Which of `leaves` are the matrices of linear layers, from the input to the output."""
         linear = {f"{name}.weight" for name, part in self._structure.named_modules() if isinstance(part, nn.Linear)}
         return [k for k, name in enumerate(self.names) if name in linear]
+
+
+def _sequence(module: nn.Module) -> list[nn.Module] | None:
+    """The layers of a module that is one ordinary layer after the other, which spares the cost of `vmap`; else None."""
+    parts = list(module) if isinstance(module, nn.Sequential) else [module]
+    if any(isinstance(part, nn.Linear | nn.LayerNorm) and part.bias is None for part in parts):
+        return None
+    known = all(isinstance(part, nn.Linear | nn.LayerNorm | nn.ReLU | nn.Tanh) for part in parts)
+    return copy.deepcopy(parts) if known else None
 
 
 def gradients(function: Callable[[list[Tensor]], tuple[Tensor, Any]], leaves: list[Tensor]) -> tuple[list[Tensor], Any]:

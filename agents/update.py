@@ -6,7 +6,7 @@ that the function holds no Python state: `torch.compile` takes it whole (a CUDA 
 the reference that the compiled one is tested against.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,14 +83,16 @@ class Update:
     """Parameters and constants of the update of all agents.
 
     Attributes:
-        actor: of (agents, batch, n) to mean and log standard deviation (agents, batch, m) before squashing.
+        actor: of parameters and states (agents, batch, n) to mean and log standard deviation (agents, batch, m) before
+            squashing. actor_leaves: its parameters.
         critics, targets: run-major, every agent's critics side by side.
         log_temperature: (agents,). target_entropy: what the temperature is tuned to, or None: it is fixed.
         count: updates of each agent, (agents,). rate: learning rate, (agents,). beta: see `Smoothness`, (agents,).
         right: right singular vectors of the constrained matrices, kept between updates.
     """
 
-    actor: Stacked
+    actor: Callable[[Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
+    actor_leaves: list[Tensor]
     critics: Stacked
     targets: Stacked
     log_temperature: Tensor
@@ -107,7 +109,7 @@ class Update:
 
     def __post_init__(self) -> None:
         self.adam = {
-            "actor": Adam(self.actor.leaves),
+            "actor": Adam(self.actor_leaves),
             "critics": Adam(self.critics.leaves),
             "temperature": Adam([self.log_temperature]),
         }
@@ -132,7 +134,7 @@ class Update:
         """One update from the tensors of a `Batch`; critics' loss, actor's loss and temperature, (agents, 3)."""
         batch = Batch(*tensors)
         temperature = self.log_temperature.exp()
-        next_actions, next_log_prob = self.act(self.actor.leaves, batch.next_states, batch.next_noise)
+        next_actions, next_log_prob = self.act(self.actor_leaves, batch.next_states, batch.next_noise)
         value = self.values(self.targets, self.targets.leaves, batch.next_states, next_actions).amin(1)
         soft = value - temperature[:, None] * next_log_prob
         target = batch.rewards + batch.going * self.discount * soft
@@ -208,6 +210,6 @@ class Update:
             losses = (temperature[:, None] * log_prob - best).mean(-1)
             return losses.sum(), (losses, log_prob)
 
-        slopes, (losses, log_prob) = gradients(objective, self.actor.leaves)
+        slopes, (losses, log_prob) = gradients(objective, self.actor_leaves)
         self.adam["actor"].step(slopes, self.count, self.rate)
         return losses, log_prob

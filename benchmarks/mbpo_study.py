@@ -52,7 +52,7 @@ class Cell:
 
 
 HOPPER = Cell(
-    "Hopper-v5", 30_000, 2_500, 5, -1.0, 5000, rollouts=RolloutSettings(rows=10_000, schedule=(20, 100, 1, 15))
+    "Hopper-v5", 20_000, 2_500, 5, -1.0, 5000, rollouts=RolloutSettings(rows=10_000, schedule=(20, 100, 1, 15))
 )
 SMALL = RolloutSettings(rows=10_000, epoch=250)
 PENDULUM = Cell("InvertedPendulum-v5", 5_000, 500, 10, -0.05, 500, rollouts=SMALL)
