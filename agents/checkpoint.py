@@ -86,6 +86,7 @@ def _restore(agent: SAC, state: dict[str, Any]) -> None:
     memory = agent.replay_buffer
     assert memory is not None
     agent.policy.load_state_dict(state["policy"])
+    agent._refresh()
     agent.memory.load_state_dict(state["memory"])
     for name, value in state["counters"].items():
         setattr(agent, name, value)

@@ -67,11 +67,13 @@ class SacSettings:
     """Deterministic episodes of an evaluation."""
     compiled: bool | None = None
     """Compile the update (20 seconds once, then faster); null: where a C++ compiler is found and it pays."""
+    threads: int = 1
+    """Threads that step the environments of several seeds; the result does not depend on their number."""
     device: str = "cpu"
     """Torch device: cpu or cuda."""
 
     def __post_init__(self) -> None:
-        for name in ("timesteps", "seeds", "updates", "batch", "log_interval", "episodes"):
+        for name in ("timesteps", "seeds", "updates", "batch", "log_interval", "episodes", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.learning_starts < 2:
@@ -100,7 +102,7 @@ class MbpoSettings(SacSettings):
 
     updates: int = 10
     """Updates after every environment step."""
-    dynamics: DynamicsSettings = field(default_factory=lambda: DynamicsSettings(width=100, depth=3, cap=250))
+    dynamics: DynamicsSettings = field(default_factory=lambda: DynamicsSettings(width=100, depth=3, cap=500))
     """The dynamics model."""
     rollouts: RolloutSettings = field(default_factory=RolloutSettings)
     """Its fits and rollouts."""

@@ -149,7 +149,9 @@ class SAC(stable_baselines3.SAC):
             self.actor.features_extractor, FlattenExtractor
         ):
             raise UserError("SAC with smooth critics needs the actor of MlpPolicy or LipschitzMlpPolicy")
-        self._acting = _Actor(self.actor)
+        self._acting = _Actor(self.actor)  # on the CPU, where the environment is
+        if self.device.type != "cpu":
+            self._acting = copy.deepcopy(self._acting).cpu()
         self.draws = torch.Generator(self.device).manual_seed(seed_of(self.seed or 0, "updates"))
         self.steps = torch.Generator().manual_seed(seed_of(self.seed or 0, "actions"))
         Learner([self])
@@ -292,6 +294,17 @@ class SAC(stable_baselines3.SAC):
         self.memory.beta.copy_(steep ** (1 / layers))
         self.logger.record("train/beta", float(self.memory.beta))
 
+    def _refresh(self) -> None:
+        """Bring the actor that acts up to date, where it is a copy."""
+        if self.device.type != "cpu":
+            for copied, leaf in zip(self._acting.actor.parameters(), self.actor.parameters(), strict=True):
+                copied.data.copy_(leaf.data)
+
+    def set_parameters(self, *arguments: Any, **others: Any) -> None:
+        """As in Stable-Baselines3."""
+        super().set_parameters(*arguments, **others)
+        self._refresh()
+
     def report(self, losses: Sequence[float], updates: int) -> None:
         """Count and log updates.
 
@@ -299,8 +312,7 @@ class SAC(stable_baselines3.SAC):
             UserError: the critics' loss is not finite.
         """
         self._n_updates += updates
-        if self.device.type != "cpu":
-            self._acting = copy.deepcopy(_Actor(self.actor)).cpu()
+        self._refresh()
         critic_loss, actor_loss, temperature = losses
         if not np.isfinite(critic_loss):
             raise UserError(f"SAC diverged after {self._n_updates} updates: its critics' loss is {critic_loss}")

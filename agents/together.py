@@ -5,7 +5,9 @@ and rows of a batched product do not see each other (`tests/agents/test_sac.py`,
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from lipctrl.files import UserError
@@ -20,6 +22,7 @@ def learn_together(
     callbacks: Sequence[MaybeCallback] | None = None,
     reset_num_timesteps: bool = True,
     after_step: Callable[[], bool] | None = None,
+    threads: int = 1,
 ) -> None:
     """Train to so many environment steps of each agent.
 
@@ -27,6 +30,8 @@ def learn_together(
         agents: of one shape and with equal settings, one environment each, a step between two rounds of updates.
         total_timesteps: of each agent; with `reset_num_timesteps` false, further ones, as in Stable-Baselines3.
         callbacks: one of Stable-Baselines3's per agent.
+        threads: that step the environments, each agent's by one of them; MuJoCo lets them run at the same time. The
+            result does not depend on their number.
         after_step: called after every step of all agents and its updates; training stops where it returns False.
 
     Raises:
@@ -46,20 +51,26 @@ def learn_together(
         hooks.append(hook)
         ends.append(total)
     going = True
-    while going and first.num_timesteps < ends[0]:
-        for agent, hook in zip(agents, hooks, strict=True):
-            assert agent.env is not None and agent.replay_buffer is not None
-            rollout = agent.collect_rollouts(
-                agent.env,
-                train_freq=agent.train_freq,
-                callback=hook,
-                replay_buffer=agent.replay_buffer,
-                learning_starts=agent.learning_starts,
-            )
-            agent._update_current_progress_remaining(agent.num_timesteps, agent._total_timesteps)
-            going = going and rollout.continue_training
-        if first.num_timesteps > first.learning_starts and first.gradient_steps > 0:
-            train_together(agents, first.gradient_steps, first.batch_size)
-        going = going and (after_step is None or after_step())
+    with ThreadPoolExecutor(threads) as pool:
+        while going and first.num_timesteps < ends[0]:
+            stepped = pool.map(_step, agents, hooks) if threads > 1 else map(_step, agents, hooks)
+            going = all(list(stepped))
+            if first.num_timesteps > first.learning_starts and first.gradient_steps > 0:
+                train_together(agents, first.gradient_steps, first.batch_size)
+            going = going and (after_step is None or after_step())
     for hook in hooks:
         hook.on_training_end()
+
+
+def _step(agent: SAC, hook: BaseCallback) -> bool:
+    """One step of an agent's environment; whether its callback wants to go on."""
+    assert agent.env is not None and agent.replay_buffer is not None
+    rollout = agent.collect_rollouts(
+        agent.env,
+        train_freq=agent.train_freq,
+        callback=hook,
+        replay_buffer=agent.replay_buffer,
+        learning_starts=agent.learning_starts,
+    )
+    agent._update_current_progress_remaining(agent.num_timesteps, agent._total_timesteps)
+    return rollout.continue_training

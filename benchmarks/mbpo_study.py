@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py hopper          # hours; every cell goes on where it was stopped
     OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py pendulums       # minutes
-    OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py perturbed       # half an hour
+    OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py perturbed       # a quarter of an hour
     OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py hopper-ensemble # a single cell by name
 
 Every cell writes benchmarks/results/mbpo/<cell>.json after every evaluation: returns of ten deterministic episodes of

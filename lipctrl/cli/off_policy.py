@@ -71,7 +71,9 @@ class Training:
 
             left = settings.timesteps - first.num_timesteps
             fresh = first.num_timesteps == 0
-            learn_together(self.agents, left, reset_num_timesteps=fresh, after_step=after_step)
+            learn_together(
+                self.agents, left, reset_num_timesteps=fresh, after_step=after_step, threads=settings.threads
+            )
             if first.num_timesteps < settings.timesteps:
                 self.save()
                 raise KeyboardInterrupt

@@ -261,7 +261,8 @@ class Dynamics:
         if self.settings.probabilistic:
             squares = squares * (-log_variance).exp() + log_variance
             if weighted:
-                squares = squares * (BETA * log_variance).exp().detach()
+                weight = (BETA * log_variance).exp().detach()  # of mean one: the bounds keep their price
+                squares = squares * weight / weight.mean(1, keepdim=True)
         return squares.mean((1, 2))
 
     def _regularisation(self) -> Tensor:

@@ -51,6 +51,15 @@ def test_resumed_agents_go_on_exactly(env: str, kind: type[SAC]) -> None:
             assert str(one.history) == str(other.history) and len(one.history) == 5
 
 
+def test_threads_change_nothing() -> None:
+    one, other = ([agent("Hopper-v5", seed, SAC) for seed in (0, 1, 2)] for _ in range(2))
+    learn_together(one, 90)
+    learn_together(other, 90, threads=3)
+    for first, second in zip(one, other, strict=True):
+        theirs = second.policy.state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in first.policy.state_dict().items())
+
+
 def test_learned_termination_is_resumed() -> None:
     rollouts = RolloutSettings(refit_every=25, rows=60, epoch=50, termination="learned")
     whole, part, fresh = (agent("InvertedPendulum-v5", 0, rollouts=rollouts) for _ in range(3))
