@@ -66,7 +66,9 @@ CELLS = {
     "pendulums-single": PENDULUM,
     "pendulums-double": DOUBLE,
 } | {
-    f"perturbed-{name}-{bias}": replace(DOUBLE, steps=6_000, smoothness=smoothness, rollouts=replace(SMALL, bias=bias))
+    f"perturbed-{name}-{bias}": replace(
+        PENDULUM, steps=4_000, smoothness=smoothness, rollouts=replace(SMALL, bias=bias)
+    )
     for bias in (0.0, 1.0, 2.0)
     for name, smoothness in (("single", Smoothness()), ("fgsm", FGSM))
 }
