@@ -90,7 +90,8 @@ def _restore(agent: SAC, state: dict[str, Any]) -> None:
     agent.memory.load_state_dict(state["memory"])
     for name, value in state["counters"].items():
         setattr(agent, name, value)
-    agent.seconds, agent._deviation = dict(state["seconds"]), state["deviation"]
+    agent.seconds, deviation = dict(state["seconds"]), state["deviation"]
+    agent._deviation = None if deviation is None else deviation.to(agent.device)
     for draws, value in zip((agent.draws, agent.steps), state["draws"], strict=True):
         draws.set_state(value)
     agent._last_obs = state["observation"].numpy().copy()

@@ -8,7 +8,7 @@ be trained as one batch (`train_together`), each with its own environment, repla
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ from .update import Batch, Update
 Actions = NDArray[np.float32]
 CALIBRATION = 1000  # updates before a spectral bound is measured
 PERCENTILE = 0.95
+SHAPES = 64  # of agents that one process may compile; torch's own limit is 8
 LOG_STD = (-20, 2)  # SB3's limits
 PHASES = ("environment", "updates", "model", "rollouts", "diagnostics")  # of the wall time
 EXACT = 100  # updates between exact projections under a hard spectral bound; power iteration lags behind
@@ -371,7 +372,7 @@ class Learner:
                 agent.memory.load_state_dict(memory.state_dict())
             if agent.log_ent_coef is not None:
                 agent.log_ent_coef.data = agent.memory.log_temperature
-        self._step = torch.compile(self.update.step, fullgraph=True) if first.compiled else self.update.step
+        self._step = _compiled(self.update) if first.compiled else self.update.step
 
     def run(self, batches: Sequence[Batch]) -> list[list[float]]:
         """As many updates as the batches hold; mean critics' loss, actor's loss and temperature of each agent."""
@@ -384,6 +385,12 @@ class Learner:
         if before // EXACT != (before + len(fields[0])) // EXACT:
             self.update.project_exactly()
         return (totals / len(fields[0])).tolist()
+
+
+def _compiled(update: Update) -> Callable[..., Tensor]:
+    """The update as one compiled function; every shape of agents is compiled once per process."""
+    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
+    return torch.compile(update.step, fullgraph=True)
 
 
 def train_together(agents: Sequence[SAC], gradient_steps: int, batch_size: int) -> None:
