@@ -77,44 +77,42 @@ def collect(
     """Steps of the policy with noise on its actions.
 
     Args:
-        exploration: standard deviation of the noise: as a part of half the action range, or of the spread of the
-            policy's own first actions where the range is infinite.
+        exploration: standard deviation of the noise over that of the policy's own actions, found on a tenth of the
+            steps without noise: what an input limit allows says little of what a policy does.
     """
-    count = min(PARALLEL, steps)
-    envs, rng = [make() for _ in range(count)], generator(seed, "robust sarsa")
+    envs = [make() for _ in range(min(PARALLEL, steps))]
+    quiet = _run(envs, policy, max(1, steps // 10), np.zeros(1), discount, generator(seed, "sarsa", "quiet"))
+    noise = exploration * (quiet.action.std(axis=0) + 1e-6)
+    return _run(envs, policy, steps, noise, discount, generator(seed, "sarsa", "noisy"))
+
+
+def _run(
+    envs: Sequence[Env], policy: Policy, steps: int, noise: Array, discount: float, rng: np.random.Generator
+) -> Transitions:
     space = envs[0].action_space
     assert isinstance(space, gymnasium.spaces.Box)
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    episodes = 0
-    x = np.zeros((count, *envs[0].observation_space.shape or ()))
 
-    def restart(i: int) -> None:
-        nonlocal episodes
-        x[i] = envs[i].reset(seed=seed_of(seed, "robust sarsa", episodes))[0]
-        episodes += 1
+    def restarted(i: int) -> Array:
+        return np.asarray(envs[i].reset(seed=int(rng.integers(2**31)))[0], dtype=np.float64)
 
-    for i in range(count):
-        restart(i)
-    answer = _act(policy, x)
-    half = np.where(np.isfinite(high - low), (high - low) / 2, answer.std(axis=0) + 1e-6)
-    running, returns = np.zeros(count), []
-    rows: list[tuple[Array, Array, Array, Array, Array, Array]] = []
-    for _ in range(-(-steps // count)):
-        u = np.clip(answer + exploration * half * rng.standard_normal(answer.shape), low, high)
-        before, reward, last, ended = x.copy(), np.zeros(count), np.zeros(count), []
-        for i in range(count):
-            after, r, failed, cut, _ = envs[i].step(u[i].astype(space.dtype))
-            x[i], reward[i], last[i] = after, float(r), float(failed)
-            if failed or cut:
+    x = np.array([restarted(i) for i in range(len(envs))])
+    running, returns = np.zeros(len(envs)), []
+    rows: list[tuple[Array, ...]] = []
+    for _ in range(-(-steps // len(envs))):
+        nominal = _act(policy, x)
+        u = np.clip(nominal + noise * rng.standard_normal(nominal.shape), space.low, space.high)
+        reached, reward, last, ended = x.copy(), np.zeros(len(envs)), np.zeros(len(envs)), []
+        for i, env in enumerate(envs):
+            after, r, failed, cut, _ = env.step(u[i].astype(space.dtype))
+            reached[i], reward[i], last[i] = after, float(r), float(failed)
+            if failed or cut:  # a time limit ends the episode, not the value of what follows
                 ended.append(i)
-        reached = x.copy()
-        rows.append((before, u, reward, reached, _act(policy, reached), last))
+        rows.append((x, u, reward, reached, _act(policy, reached), last))
         running = discount * running + reward
         returns.append(running.copy())
-        running[ended] = 0.0
+        x = reached.copy()
         for i in ended:
-            restart(i)
-        answer = _act(policy, x) if ended else rows[-1][4]
+            running[i], x[i] = 0.0, restarted(i)
     stacked = [np.concatenate([row[k] for row in rows])[:steps] for k in range(6)]
     return Transitions(*stacked, spread=float(np.std(returns)) + 1e-8)
 
