@@ -1,8 +1,8 @@
 """Adversaries: search over a disturbance set, with the cost counted."""
 
 from lipctrl.attacks.attack import Attack, Context, Cost
-from lipctrl.attacks.blind import NoAttack, RandomVertex, Uniform
 from lipctrl.attacks.blackbox import Spsa
+from lipctrl.attacks.blind import NoAttack, RandomVertex, Uniform
 from lipctrl.attacks.mad import MaximalActionDeviation
 
 ATTACKS: dict[str, tuple[type[Attack], str]] = {

@@ -35,17 +35,18 @@ GRID = tuple(itertools.product(LEARNING_RATES, ENTROPIES, CLIPS))
 PARALLEL, ROLLOUT = 4, 256  # environments, and steps of each between updates
 
 
-class AdversaryEnv(gymnasium.Env[Array, Array]):
+class AdversaryEnv(gymnasium.Env[Any, Array]):
     """The adversary's task.
 
-    Observation: the true observation (n,). Action: (k,) in [-1, 1], turned into a perturbation by `steer`. Reward: minus
-    that of the environment, so that failure pays what it costs the policy. Ends when the environment does.
+    Observation: the true observation (n,). Action: (k,) in [-1, 1], turned into a perturbation by `steer`. Reward:
+    minus that of the environment, so that failure pays what it costs the policy. Ends when the environment does.
     """
 
     def __init__(self, env: Env, policy: Policy, ball: Ball, steer: Steered) -> None:
         """`ball` has one row."""
         shape = env.observation_space.shape if steer is scaled_perturbation else env.action_space.shape
-        self.observation_space, self.action_space = env.observation_space, gymnasium.spaces.Box(-1.0, 1.0, shape)
+        self.observation_space = env.observation_space
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, shape, dtype=np.float64)
         self.env, self.policy, self.ball, self.steer = env, policy, ball, steer
         self._x, self._hidden = np.zeros((1, 1)), None
 
@@ -116,7 +117,9 @@ class Adversary:
 
     def attack(self) -> LearnedAttack:
         """A snapshot, with the deterministic mean of the adversary."""
-        return LearnedAttack(actor_to_plain(self.model.policy, normalizer=self.model.get_vec_normalize_env()), self.steer)
+        return LearnedAttack(
+            actor_to_plain(self.model.policy, normalizer=self.model.get_vec_normalize_env()), self.steer
+        )
 
 
 def candidates(
@@ -131,7 +134,9 @@ def candidates(
         raise UserError(f"candidates must be between 1 and {len(GRID)}, found {count}")
     middle = len(GRID) // 2  # the settings of the literature's default come first
     others = [k for k in generator(seed, "grid").permutation(len(GRID)).tolist() if k != middle]
-    return [Adversary(make, policy, ball, steer, GRID[k], seed=seed + i) for i, k in enumerate([middle, *others][:count])]
+    return [
+        Adversary(make, policy, ball, steer, GRID[k], seed=seed + i) for i, k in enumerate([middle, *others][:count])
+    ]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ Control 37, 1992): along a few random sign vectors v, two queries each, whatever
 
     g = mean of (|pi(s + d + h v) - pi(s)|^2 - |pi(s + d - h v) - pi(s)|^2) / (2 h) v.
 
-Maximal action deviation itself differentiates such policies by central differences, 2n queries per gradient: cheaper for
-few observations, and nearer to the gradient; this one is for many, and for policies with noise or steps in them, which
-a difference over 1e-4 does not see. Neither looks inside the policy, so that a network whose gradient is masked shows
-up as weaker under `mad` than under `spsa`. Every query is counted.
+Maximal action deviation itself differentiates such policies by central differences, 2n queries per gradient: cheaper
+for few observations, and nearer to the gradient; this one is for many, and for policies with steps or noise in them,
+which a difference over 1e-4 does not see. Nothing looks inside the policy, so that a network whose gradient is masked
+shows up as weaker under `mad` than under `spsa`. Every query is counted.
 """
 
 from dataclasses import dataclass

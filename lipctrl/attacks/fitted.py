@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,11 @@ from lipctrl.nn.plain import PlainNet
 
 FORMAT = "lipctrl-attack-1"
 # kind -> sizes (inputs, outputs) of its network for n observations and m actions
-SIZES = {"robust-sarsa": lambda n, m: (n + m, 1), "sa-rl": lambda n, m: (n, n), "pa-ad": lambda n, m: (n, m)}
+SIZES: dict[str, Callable[[int, int], tuple[int, int]]] = {
+    "robust-sarsa": lambda n, m: (n + m, 1),
+    "sa-rl": lambda n, m: (n, n),
+    "pa-ad": lambda n, m: (n, m),
+}
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,11 @@ def along_direction(context: Context, output: Array) -> Array:
         slope = np.where(cosine <= -1 + 1e-9, unit, slope)
         return (cosine + size)[:, 0], np.einsum("bm,bmn->bn", slope, jacobian)
 
-    return ACTOR.search(context, gain, np.zeros(len(x)))
+    # first the linearised policy's answer, which is exact for one action of a linear policy
+    straight = context.ball.linear_maximiser(gain(np.zeros_like(x))[1])
+    reached = gain(straight)[0]
+    found = ACTOR.search(context, gain, np.maximum(reached, 0.0))
+    return np.where((found == 0).all(axis=1, keepdims=True) & (reached > 0)[:, None], straight, found)
 
 
 @dataclass(frozen=True)

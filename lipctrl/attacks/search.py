@@ -34,7 +34,7 @@ class ProjectedAscent:
     restarts: int = 2
 
     def search(self, context: Context, objective: Objective, at_zero: Array) -> Array:
-        """The best perturbation (batch, n) found; zero where nothing exceeds `at_zero`, the objective there (batch,)."""
+        """The best perturbation (batch, n); zero where nothing exceeds `at_zero`, the objective there (batch,)."""
         ball = context.ball
         best, highest = np.zeros_like(context.observation), at_zero
         start = np.zeros_like(best)

@@ -1,4 +1,4 @@
-"""Critic attacks with the exact action value of an LQR loop, where the exact worst case is known; traps; bad critics."""
+"""Critic attacks with the exact action value of an LQR loop, whose exact worst case is known; traps; bad critics."""
 
 from dataclasses import dataclass
 
