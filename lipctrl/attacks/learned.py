@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.attacks.attack import Context
-from lipctrl.attacks.search import ProjectedAscent
+from lipctrl.attacks.search import Objective, ProjectedAscent
 from lipctrl.nn.plain import PlainNet
 
 Array = NDArray[np.float64]
@@ -42,11 +42,11 @@ def scaled_perturbation(context: Context, output: Array) -> Array:
     return ball.project(ball.radius[:, None] * ball.scale * output)
 
 
-def along_direction(context: Context, output: Array) -> Array:
-    """The perturbation that moves the action furthest along the output (batch, m)."""
+def towards(context: Context, direction: Array) -> Objective:
+    """The actor's objective for directions (batch, m) of the action."""
     x = context.observation
     nominal = context.act(x)
-    unit = output / np.maximum(np.linalg.norm(output, axis=1, keepdims=True), 1e-12)
+    unit = direction / np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
 
     def gain(d: Array) -> tuple[Array, Array]:
         change, jacobian = context.act(x + d) - nominal, context.jacobian(x + d)
@@ -55,12 +55,16 @@ def along_direction(context: Context, output: Array) -> Array:
         cosine = (heading * unit).sum(1, keepdims=True)
         # at no change the cosine has no gradient: go where the director points
         slope = np.where(size > 0, (unit - cosine * heading) / np.maximum(size, 1e-12) + heading, unit)
-        # for one action the cosine is a sign, whose gradient is zero on the wrong side
-        slope = np.where(cosine <= -1 + 1e-9, unit, slope)
         return (cosine + size)[:, 0], np.einsum("bm,bmn->bn", slope, jacobian)
 
+    return gain
+
+
+def along_direction(context: Context, output: Array) -> Array:
+    """The perturbation that moves the action furthest along the output (batch, m)."""
+    gain = towards(context, output)
     # first the linearised policy's answer, which is exact for one action of a linear policy
-    straight = context.ball.linear_maximiser(gain(np.zeros_like(x))[1])
+    straight = context.ball.linear_maximiser(gain(np.zeros_like(context.observation))[1])
     reached = gain(straight)[0]
     found = ACTOR.search(context, gain, np.maximum(reached, 0.0))
     return np.where((found == 0).all(axis=1, keepdims=True) & (reached > 0)[:, None], straight, found)

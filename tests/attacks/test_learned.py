@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lipctrl.attacks import Context
-from lipctrl.attacks.learned import LearnedAttack, along_direction, scaled_perturbation
+from lipctrl.attacks.learned import LearnedAttack, along_direction, scaled_perturbation, towards
 from lipctrl.disturb.sets import Ball
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import Norm
@@ -82,3 +82,17 @@ def test_two_actions_maximise_cosine_plus_size_over_the_vertices() -> None:
     best = np.max([value(limit * np.array(s)) for s in itertools.product((-1.0, 1.0), repeat=3)], axis=0)
     found = value(along_direction(c, wanted))
     assert np.all(found[6:] >= 0.9 * best[6:]) and np.mean(found[6:]) > 0.97 * np.mean(best[6:])
+
+
+def test_the_objective_of_the_actor_and_its_gradient() -> None:
+    c = context(PlainPolicy(network(2, 3, 2).without_limits()), "l2")
+    r = np.random.default_rng(5)
+    wanted, d, step = r.normal(size=(18, 2)), 0.3 * r.normal(size=(18, 3)), 1e-6
+    gain = towards(c, wanted)
+    change = c.act(c.observation + d) - c.act(c.observation)
+    size = np.linalg.norm(change, axis=1)
+    value, gradient = gain(d)
+    assert np.allclose(value, (change * wanted).sum(1) / size / np.linalg.norm(wanted, axis=1) + size)
+    for j in range(3):
+        e = step * np.eye(3)[j]
+        assert np.allclose(gradient[:, j], (gain(d + e)[0] - gain(d - e)[0]) / (2 * step), rtol=1e-4, atol=1e-5)

@@ -67,6 +67,20 @@ def test_bounds_of_an_affine_network_are_exact_and_relaxation_is_the_tighter() -
         assert relaxed < 0.8 * interval
 
 
+@pytest.mark.parametrize(("centre", "least"), [(0.05, -0.15), (-0.05, 0.0), (0.5, 0.3), (-0.5, 0.0)])
+def test_the_lines_of_one_neuron(centre: float, least: float) -> None:
+    """relu(x) on [centre - 0.2, centre + 0.2]: the chord is exact above; below lies x or 0, whichever is nearer."""
+    neuron, up, down = layers((1, 1), 0)[0], *layers((1, 1), 0), *layers((1, 1), 0)
+    x, top = torch.tensor([[centre]]), max(0.0, centre + 0.2)
+    with torch.no_grad():
+        for layer, weight in ((neuron, 1.0), (up, 1.0), (down, -1.0)):
+            layer.weight.fill_(weight)
+            layer.bias.fill_(0.0)
+        bounds = [float(end) for end in value_bounds([neuron, up], x, 0.2, 1.0)]
+        mirrored = [float(end) for end in value_bounds([neuron, down], x, 0.2, 1.0)]
+    assert bounds == pytest.approx([least, top], abs=1e-6) and mirrored == pytest.approx([-top, -least], abs=1e-6)
+
+
 def test_transitions_are_steps_of_the_environment(linear_loop: Make) -> None:
     policy = linear_policy(K)
     data = collect(lambda: linear_loop(spread=0.3), policy, steps=500, exploration=0.5, discount=0.9, seed=0)
