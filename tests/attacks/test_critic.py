@@ -1,10 +1,7 @@
 """Critic attacks with the exact action value of an LQR loop, whose exact worst case is known; traps; bad critics."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
-import scipy.linalg
 from numpy.typing import NDArray
 
 from lipctrl.attacks import Context, MaximalActionDeviation
@@ -13,7 +10,7 @@ from lipctrl.attacks.critic import ActionValue, CriticAttack, StateValue
 from lipctrl.attacks.linear import LinearLoop
 from lipctrl.attacks.oracle import lqr_extra_cost
 from lipctrl.attacks.search import ProjectedAscent
-from lipctrl.cli.oracle import DETUNED, X0, A, B, K, P, Q, R, S, linear_policy
+from lipctrl.cli.oracle import DETUNED, X0, A, B, ExactValue, K, P, Q, R, S, linear_policy
 from lipctrl.disturb.sets import Ball
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
@@ -22,22 +19,6 @@ from lipctrl.policy import PlainPolicy
 
 Array = NDArray[np.float64]
 RADIUS, STEPS = 0.1, 8
-
-
-@dataclass(frozen=True)
-class ExactQ:
-    """Minus the cost of u now and of u = -gain x from then on, for ever: -(x'Qx + u'Ru + y'Wy), y = Ax + Bu."""
-
-    gain: Array
-
-    def __call__(self, context: Context, d: Array) -> tuple[Array, Array]:
-        closed = A - B @ self.gain
-        W = scipy.linalg.solve_discrete_lyapunov(closed.T, Q + self.gain.T @ R @ self.gain)
-        x, u = context.observation, context.act(context.observation + d)
-        y = x @ A.T + u @ B.T
-        value = -((x @ Q * x).sum(1) + (u @ R * u).sum(1) + (y @ W * y).sum(1))
-        slope = -2 * (u @ R + y @ W @ B)
-        return value, np.einsum("bm,bmn->bn", slope, context.jacobian(context.observation + d))
 
 
 def episodes_cost(attack: Attack, gain: Array, norm: Norm, *, rows: int = 4, seed: int = 0) -> Array:
@@ -57,7 +38,7 @@ def episodes_cost(attack: Attack, gain: Array, norm: Norm, *, rows: int = 4, see
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_with_the_optimal_gain_every_row_reaches_the_exact_worst_case_and_none_exceeds_it(norm: Norm) -> None:
     exact = X0 @ P @ X0 + lqr_extra_cost(K, S, norm=norm, radius=RADIUS, scale=np.ones(2), steps=STEPS)
-    found = episodes_cost(CriticAttack(ExactQ(K)), K, norm)
+    found = episodes_cost(CriticAttack(ExactValue(K)), K, norm)
     assert np.all(found <= exact + 1e-9) and np.all(found >= exact - 1e-6)
 
 
@@ -65,7 +46,7 @@ def test_on_a_detuned_gain_it_beats_greedy_and_stays_below_the_optimum() -> None
     """It knows which way hurts, where maximal action deviation moves either way; but it does not plan."""
     form = LinearLoop(A, B, DETUNED, Q, R, P).stacked(X0, STEPS)
     nominal, exact = float(form(np.zeros(2 * STEPS))), form.largest_at_vertices(RADIUS)[0]
-    found = episodes_cost(CriticAttack(ExactQ(DETUNED)), DETUNED, "linf")
+    found = episodes_cost(CriticAttack(ExactValue(DETUNED)), DETUNED, "linf")
     greedy = episodes_cost(MaximalActionDeviation(), DETUNED, "linf", rows=16).max()
     assert np.all(found <= exact + 1e-9) and np.all(found - nominal > 3 * (greedy - nominal))
     assert (exact - nominal) * 0.9 < found.max() - nominal

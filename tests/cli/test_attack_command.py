@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lipctrl.attacks.critic import StateValue
 from lipctrl.attacks.fitted import FittedAttack
+from lipctrl.cli.fitted import critic_attack
 from lipctrl.nn.plain import PlainNet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -30,6 +32,7 @@ def test_fit_is_stored_repeatable_reported_on_new_seeds_and_applied(kind: str, t
     for name in ("a", "b"):
         status, out, _ = run("attack", "fit", *common, "--out", tmp_path / f"{name}.npz")
         assert status == 0 and "on new seeds" in out
+        assert kind != "robust-sarsa" or out.count("Bellman error") == 2
     stored = FittedAttack.load(tmp_path / "a.npz")
     assert stored.sha256() == FittedAttack.load(tmp_path / "b.npz").sha256()
     facts = stored.facts
@@ -89,6 +92,16 @@ def test_the_critic_of_a_run_folder_and_of_its_zip(algorithm: str, tmp_path: Pat
         table = json.loads((tmp_path / folder / "report.json").read_text())["sections"][0]["table"]
         found.append([(row["attack"], row["radius"], row["mean"], row["deviation"]) for row in table])
     assert found[0] == found[1] and found[0][-1][-1] > 0
+
+
+def test_behind_vecnormalize_the_run_folder_knows_what_the_critic_sees(tmp_path: Path, run: Run) -> None:
+    trained: list[Any] = ["--env", "InvertedPendulum-v5", "--hidden", 8, "--timesteps", 200, "--normalize"]
+    assert run("train", "sb3", *trained, "--out", tmp_path / "r")[0] == 0
+    found, actor = critic_attack("p", tmp_path / "r", 4).critic, PlainNet.load(tmp_path / "r" / "policy.npz")
+    assert isinstance(found, StateValue) and np.array_equal(found.net.blocks[0][0], actor.blocks[0][0])
+    bare = critic_attack("p", tmp_path / "r" / "model.zip", 4).critic
+    x = np.ones((3, 4))
+    assert isinstance(bare, StateValue) and not np.allclose(bare.net(x), found.net(x))
 
 
 def test_refusals(tmp_path: Path, run: Run) -> None:
