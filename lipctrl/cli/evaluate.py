@@ -12,7 +12,7 @@ from rich.table import Table
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.bracket import certify
 from lipctrl.cli.experts import Env, Expert, lqr_expert, make_env, signal_names
-from lipctrl.cli.fitted import check_attack
+from lipctrl.cli.fitted import check_attack, fitted_facts
 from lipctrl.cli.loading import load_network
 from lipctrl.cli.mpc_modes import mpc_with_backup
 from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate, searcher
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
     plan = Plan(
         settings.env, threat, settings.radii, settings.attacks, settings.episodes, settings.seed, settings.fresh
     )
-    section = evaluate(plan, contenders, expert=expert, animate=True, facts={})
+    section = evaluate(plan, contenders, expert=expert, animate=True, facts=fitted_facts(settings.attacks))
     page = write(run.path, f"lipctrl evaluate, {settings.env}", [section], provenance(settings.seed))
     run.finish()
     show(section)

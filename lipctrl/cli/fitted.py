@@ -1,5 +1,6 @@
 """Attacks that need something learned, by what the command line calls them: "critic", or a file of `attack fit`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from lipctrl.attacks import ATTACKS, FITTED_ATTACKS, PLANT_ATTACKS, Attack
@@ -42,6 +43,24 @@ def fitted_attack(name: str, env: Env, policy: str, source: Path | None) -> Atta
             "attack.npz as the attack"
         )
     return FittedAttack.load(Path(name)).attack(observed[0], acted[0])
+
+
+def fitted_facts(attacks: Iterable[str]) -> dict[str, str]:
+    """One line for a report on each attack that is a file: what it was fitted to and what that cost.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    lines = {}
+    for name in attacks:
+        if name.endswith(".npz"):
+            stored = FittedAttack.load(Path(name))
+            facts = stored.facts
+            lines[name] = (
+                f"{stored.kind}, fitted to {facts['policy']} in {facts['env']}, {facts['threat']} at {facts['radius']:g}, "
+                f"{facts['training steps']} training steps, sha256 {stored.sha256()[:12]}"
+            )
+    return lines
 
 
 def critic_attack(policy: str, source: Path | None, observations: int) -> CriticAttack:

@@ -75,6 +75,10 @@ def test_a_fitted_attack_is_an_attack_of_evaluate_and_compare(tmp_path: Path, ru
     )
     (section,) = json.loads((tmp_path / "e" / "report.json").read_text())["sections"]
     means = {(row["attack"], row["radius"]): row["mean"] for row in section["table"]}
+    spent = FittedAttack.load(file).facts["training steps"]
+    assert (
+        f"sa-rl, fitted to {net}" in section["facts"][str(file)] and f"{spent} training" in section["facts"][str(file)]
+    )
     assert status == 0 and means[str(file), 0.0] == means["none", 0.0] > means[str(file), 0.05]
     assert run("compare", net, "lqr", *arguments, "--attack", file, "--radius", 0.05)[0] == 0
     status, _, err = run("evaluate", "lqr", "--env", "lipctrl/CartPole-v0", "--attacks", file)
