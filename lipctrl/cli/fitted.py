@@ -57,8 +57,8 @@ def fitted_facts(attacks: Iterable[str]) -> dict[str, str]:
             stored = FittedAttack.load(Path(name))
             facts = stored.facts
             lines[name] = (
-                f"{stored.kind}, fitted to {facts['policy']} in {facts['env']}, {facts['threat']} at {facts['radius']:g}, "
-                f"{facts['training steps']} training steps, sha256 {stored.sha256()[:12]}"
+                f"{stored.kind}, fitted to {facts['policy']} in {facts['env']}, {facts['threat']} at "
+                f"{facts['radius']:g}, {facts['training steps']} training steps, sha256 {stored.sha256()[:12]}"
             )
     return lines
 
