@@ -1,6 +1,7 @@
 """Adversaries: search over a disturbance set, with the cost counted."""
 
 from lipctrl.attacks.attack import Attack, Context, Cost
+from lipctrl.attacks.blackbox import Spsa
 from lipctrl.attacks.blind import NoAttack, RandomVertex, Uniform
 from lipctrl.attacks.mad import MaximalActionDeviation
 
@@ -9,14 +10,24 @@ ATTACKS: dict[str, tuple[type[Attack], str]] = {
     "uniform": (Uniform, "uniform noise in the ball"),
     "vertex": (RandomVertex, "random extreme points of the ball"),
     "mad": (MaximalActionDeviation, "maximal action deviation by projected gradient with restarts"),
+    "spsa": (Spsa, "maximal action deviation by queries alone, for policies without gradients"),
 }
 """Attack and one-line description by name."""
 
 PLANT_ATTACKS = {"lookahead": "plans ahead through the plant's equations, for networks of the plant's state"}
 """Attacks that need the equations of the plant, which the environment has to hand in: description by name."""
 
+FITTED_ATTACKS = {
+    "critic": "descends the critic of the policy's own Stable-Baselines3 zip",
+    "robust-sarsa": "descends an action value fitted to the policy (lipctrl attack fit; then by the file's name)",
+    "sa-rl": "perturbations learned by PPO (lipctrl attack fit; then by the file's name)",
+    "pa-ad": "directions of the action learned by PPO (lipctrl attack fit; then by the file's name)",
+}
+"""Attacks that need something learned: description by name."""
+
 __all__ = [
     "ATTACKS",
+    "FITTED_ATTACKS",
     "PLANT_ATTACKS",
     "Attack",
     "Context",
@@ -24,5 +35,6 @@ __all__ = [
     "MaximalActionDeviation",
     "NoAttack",
     "RandomVertex",
+    "Spsa",
     "Uniform",
 ]

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lipctrl.attacks import ATTACKS, PLANT_ATTACKS
 from lipctrl.attacks.threat import Threat
 from lipctrl.cli.evaluate import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
+from lipctrl.cli.fitted import check_attack
 from lipctrl.cli.progress import bar
 from lipctrl.cli.sections import deviation_of, searcher
 from lipctrl.config import parse
@@ -27,7 +27,7 @@ from lipctrl.evaluation.rollout import Loops
 from lipctrl.evaluation.statistics import conditional_value_at_risk, interquartile_mean, probability_of_improvement
 from lipctrl.evaluation.statistics import stratified_bootstrap as bootstrap
 from lipctrl.evaluation.summary import clopper_pearson
-from lipctrl.files import UserError, nearest, write_text
+from lipctrl.files import UserError, write_text
 
 Array = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class CompareSettings:
     radius: float = 0.1
     """Radius of the attack, in the threat's units."""
     attack: str = "mad"
-    """Attack, see `lipctrl list`."""
+    """Attack, see `lipctrl list`, or a file of `lipctrl attack fit`."""
     episodes: int = 30
     """Episodes, with the same start states for all policies."""
     horizon: int = 10
@@ -56,8 +56,7 @@ class CompareSettings:
     """Where to write the table as JSON; by default nowhere."""
 
     def __post_init__(self) -> None:
-        if self.attack not in {**ATTACKS, **PLANT_ATTACKS}:
-            raise ValueError(str(nearest(self.attack, [*ATTACKS, *PLANT_ATTACKS], "attack")))
+        check_attack(self.attack)
         if not (np.isfinite(self.radius) and self.radius >= 0):
             raise ValueError(f"radius must be finite and not negative, found {self.radius}")
         for name in ("episodes", "horizon"):

@@ -9,17 +9,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from lipctrl.attacks import ATTACKS, PLANT_ATTACKS
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.bracket import certify
 from lipctrl.cli.experts import Env, Expert, lqr_expert, make_env, signal_names
+from lipctrl.cli.fitted import check_attack, fitted_facts
 from lipctrl.cli.loading import load_network
 from lipctrl.cli.mpc_modes import mpc_with_backup
 from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate, searcher
 from lipctrl.config import parse
 from lipctrl.evaluation.report import Section, write
 from lipctrl.evaluation.summary import Row
-from lipctrl.files import RequirementFailed, UserError, nearest
+from lipctrl.files import RequirementFailed, UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.policy import PlainPolicy
 from lipctrl.runs import Run, package_versions
@@ -38,7 +38,7 @@ class EvaluateSettings:
     radii: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
     """Radii of the attack, in the threat's units."""
     attacks: tuple[str, ...] = ("none", "vertex", "mad")
-    """Attacks, see `lipctrl list`."""
+    """Attacks, see `lipctrl list`, or files of `lipctrl attack fit`."""
     episodes: int = 10
     """Episodes per policy, attack and radius, with the same seeds for all."""
     fresh: int = 10
@@ -54,8 +54,7 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         for attack in self.attacks:
-            if attack not in {**ATTACKS, **PLANT_ATTACKS}:
-                raise ValueError(str(nearest(attack, [*ATTACKS, *PLANT_ATTACKS], "attack")))
+            check_attack(attack)
         if self.fresh < 0:
             raise ValueError(f"fresh must not be negative, found {self.fresh}")
         if self.horizon < 1:
@@ -88,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
     plan = Plan(
         settings.env, threat, settings.radii, settings.attacks, settings.episodes, settings.seed, settings.fresh
     )
-    section = evaluate(plan, contenders, expert=expert, animate=True, facts={})
+    section = evaluate(plan, contenders, expert=expert, animate=True, facts=fitted_facts(settings.attacks))
     page = write(run.path, f"lipctrl evaluate, {settings.env}", [section], provenance(settings.seed))
     run.finish()
     show(section)
@@ -113,7 +112,8 @@ def contender_named(name: str, env: Env, expert: Expert | None, horizon: int) ->
             f"{name} maps {net.input_size} observations to {net.output_size} actions; {env.spec.id} has "
             f"{env.observation_space.shape} and {env.action_space.shape}"
         )
-    return contender("expert" if name == "lqr" else name, net, env_names=signal_names(env))
+    found = contender("expert" if name == "lqr" else name, net, env_names=signal_names(env))
+    return found if name == "lqr" else replace(found, source=Path(name))
 
 
 def contender(name: str, net: PlainNet, *, env_names: tuple[tuple[str, ...], tuple[str, ...]]) -> Contender:

@@ -40,6 +40,8 @@ COMMANDS = {
         "lipctrl.cli.compare",
         "policies on the same start states, nominal and attacked: paired differences",
     ),
+    "attack fit": ("lipctrl.cli.attack_fit", "train an attack against one policy and store it"),
+    "attack apply": ("lipctrl.cli.attack_apply", "what a stored attack does to this and to other policies"),
     "sweep": ("lipctrl.cli.sweep", "clone under many Lipschitz bounds, attack every clone, choose the bound"),
     "oracle": ("lipctrl.cli.oracle", "audit every attack on problems whose exact worst case is known (seconds)"),
     "mpc": ("lipctrl.cli.mpc", "model predictive control of a plant in closed loop"),

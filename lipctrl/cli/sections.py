@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipctrl.attacks import ATTACKS, Attack
+from lipctrl.attacks import ATTACKS, PLANT_ATTACKS, Attack
 from lipctrl.attacks.lookahead import Lookahead
 from lipctrl.attacks.oracle import lqr_extra_cost
 from lipctrl.attacks.planned import quadratic_costs
@@ -15,6 +16,7 @@ from lipctrl.attacks.threat import Threat
 from lipctrl.certify.bracket import Bracket, certify
 from lipctrl.cli.animate import animation
 from lipctrl.cli.experts import Env, Expert, make_env, signal_names
+from lipctrl.cli.fitted import fitted_attack
 from lipctrl.cli.progress import bar
 from lipctrl.envs.base import PlantEnv
 from lipctrl.evaluation.plots import deviation_curves, return_curves, trajectories
@@ -38,6 +40,8 @@ class Contender:
     name: str
     policy: Policy
     bracket: Bracket | None
+    source: Path | None = None
+    """File or run folder that it came from, in which its critic may lie."""
 
     @property
     def net(self) -> PlainNet | None:
@@ -67,10 +71,13 @@ def searcher(name: str, env: Env, contender: Contender) -> Attack:
     """A new attack for one run of a contender in an environment.
 
     Raises:
-        UserError: an attack that needs the plant's equations, of an environment or policy that it does not fit.
+        UserError: an attack that needs the plant's equations, a critic or a fitted network, of an environment or policy
+            that it does not fit.
     """
     if name in ATTACKS:
         return ATTACKS[name][0]()
+    if name not in PLANT_ATTACKS:
+        return fitted_attack(name, env, contender.name, contender.source)
     inner = env.unwrapped
     if not isinstance(inner, PlantEnv) or inner.Q is None or inner.R is None:
         task = type(inner).__name__ if env.spec is None else env.spec.id
@@ -115,7 +122,7 @@ def evaluate(
                 )
     table = [row for contender in contenders for row in _rows(plan, contender, results)]
     fresh = [row for contender in contenders for row in _fresh(plan, loops, contender, table)] if plan.fresh else []
-    exact = _exact(plan, results, expert) if expert is not None and expert.exact and "mad" in plan.attacks else []
+    exact = _exact(plan, results, expert) if expert is not None and expert.exact and _compared(plan) else []
     unit = plan.threat.units
     figures = [
         Figure(
@@ -186,6 +193,11 @@ def deviation_bound(net: PlainNet, threat: Threat) -> float:
     """Proved largest l2 change of the action per unit of radius, in the threat's own norm and units."""
     scale = threat.ball(np.zeros(1)).scale
     return certify(net, NormPair(threat.norm, "l2", input_scale=tuple(scale.tolist()))).upper.bound
+
+
+def _compared(plan: Plan) -> bool:
+    """Whether the extra cost of maximal action deviation can be told: it needs the undisturbed loop."""
+    return "mad" in plan.attacks and plan.radii[0] == 0
 
 
 def _exact(plan: Plan, results: Mapping[tuple[str, str], Rollouts], expert: Expert) -> list[dict[str, float]]:

@@ -196,6 +196,11 @@ class PlainNet:
 
     def save(self, path: Path) -> None:
         """Write one `.npz` file (no pickle): the arrays and a JSON header."""
+        data = self.to_bytes()
+        write_atomically(path, lambda stream: stream.write(data))
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
         header = {
             "format": FORMAT,
             "activations": [a.spec() for a in self.activations],
@@ -206,7 +211,7 @@ class PlainNet:
         buffer = io.BytesIO()
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         np.savez(buffer, allow_pickle=False, header=text, **self._arrays())
-        write_atomically(path, lambda stream: stream.write(buffer.getvalue()))
+        return buffer.getvalue()
 
     @staticmethod
     def load(path: Path) -> "PlainNet":
@@ -216,18 +221,27 @@ class PlainNet:
             UserError: missing, truncated, of another format, or not hashing to what its header says.
         """
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise UserError(f"no network at {path}") from error
+        except OSError as error:
+            raise UserError(f"{path} is not a whole lipctrl network file ({error})") from error
+        return PlainNet.from_bytes(data, str(path))
+
+    @staticmethod
+    def from_bytes(data: bytes, source: str) -> "PlainNet":
+        """Read what `to_bytes` made; `source` is where it came from, for errors, which are those of `load`."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             header = json.loads(arrays.pop("header").tobytes().decode())
             if header["format"] != FORMAT:
-                raise UserError(f"{path} has format {header['format']!r}; expected {FORMAT!r}")
+                raise UserError(f"{source} has format {header['format']!r}; expected {FORMAT!r}")
             net = _from_arrays(header, {name: a.astype(np.float64) for name, a in arrays.items()})
-        except FileNotFoundError as error:
-            raise UserError(f"no network at {path}") from error
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is not a whole lipctrl network file ({error})") from error
+            raise UserError(f"{source} is not a whole lipctrl network file ({error})") from error
         if net.sha256() != header["sha256"]:
-            raise UserError(f"{path} was changed after it was written: its weights do not match its own hash")
+            raise UserError(f"{source} was changed after it was written: its weights do not match its own hash")
         return net
 
 

@@ -258,20 +258,20 @@ def actor_to_plain(policy: BasePolicy, *, normalizer: VecNormalize | None = None
     if isinstance(policy, SACPolicy):
         actor = policy.actor
         parts = [actor.mu] if isinstance(actor.mu, GraphNet) else [*actor.latent_pi, actor.mu]
-        net = _squashed(_plain(parts), low, high)
+        net = _squashed(layers_to_plain(parts), low, high)
     elif isinstance(policy, TD3Policy):
         assert isinstance(policy.actor.mu, nn.Sequential)
-        net = _squashed(_plain(list(policy.actor.mu)[:-1]), low, high)
+        net = _squashed(layers_to_plain(list(policy.actor.mu)[:-1]), low, high)
     elif isinstance(policy, ActorCriticPolicy):
         parts = [*policy.mlp_extractor.policy_net, policy.action_net]
-        net = _plain(parts)
+        net = layers_to_plain(parts)
         net = _squashed(net, low, high) if policy.squash_output else replace(net, low=low, high=high)
     else:
         raise UserError(f"{type(policy).__name__} is not one of the policies that can be exported: {SUPPORTED}")
     return net if normalizer is None else _normalised(net, normalizer)
 
 
-def _plain(parts: Sequence[nn.Module]) -> PlainNet:
+def layers_to_plain(parts: Sequence[nn.Module]) -> PlainNet:
     """The plain network of a Lipschitz net alone, or of linear layers with activations between them."""
     if len(parts) == 1 and isinstance(parts[0], GraphNet):
         return parts[0].to_plain()
@@ -338,6 +338,11 @@ def load_zip(path: Path) -> PlainNet:
     Raises:
         UserError: damaged, not an SB3 zip, or of a policy that cannot be exported.
     """
+    return actor_to_plain(load_policy(path))
+
+
+def load_policy(path: Path) -> BasePolicy:
+    """The policy, with its critic, of a Stable-Baselines3 zip; unpickles. Raises UserError as `load_zip`."""
     try:
         data, parameters, _ = load_from_zip_file(path, device="cpu")
         assert data is not None
@@ -353,7 +358,8 @@ def load_zip(path: Path) -> PlainNet:
         raise UserError(
             f"{path} is not a whole Stable-Baselines3 zip of {SUPPORTED} ({type(error).__name__})"
         ) from error
-    return actor_to_plain(policy)
+    assert isinstance(policy, BasePolicy)
+    return policy
 
 
 def _sde(data: dict[str, Any]) -> dict[str, Any]:
