@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.attacks.attack import Context
-from lipctrl.attacks.search import ProjectedAscent
+from lipctrl.attacks.ascent import ProjectedAscent
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.attacks.attack import Context
-from lipctrl.attacks.search import Objective, ProjectedAscent
+from lipctrl.attacks.ascent import Objective, ProjectedAscent
 from lipctrl.nn.plain import PlainNet
 
 Array = NDArray[np.float64]

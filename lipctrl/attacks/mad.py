@@ -2,7 +2,7 @@
 
     maximise |pi(s + d) - pi(s)|^2   over d in the ball
 
-by projected ascent (`lipctrl.attacks.search`), whose last steps are exact for linear policies. What counts is the
+by projected ascent (`lipctrl.attacks.ascent`), whose last steps are exact for linear policies. What counts is the
 deployed, clipped action.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.attacks.attack import Context
-from lipctrl.attacks.search import ProjectedAscent
+from lipctrl.attacks.ascent import ProjectedAscent
 
 Array = NDArray[np.float64]
 
