@@ -1,13 +1,15 @@
 """Adversaries: search over a disturbance set, with the cost counted."""
 
 from lipctrl.attacks.attack import Attack, Context, Cost
-from lipctrl.attacks.blind import NoAttack, RandomVertex, Uniform
+from lipctrl.attacks.blind import Constant, Held, NoAttack, RandomVertex, Uniform
 from lipctrl.attacks.mad import MaximalActionDeviation
+from lipctrl.attacks.search import SEARCHES, Search
 
 ATTACKS: dict[str, tuple[type[Attack], str]] = {
     "none": (NoAttack, "the nominal loop"),
     "uniform": (Uniform, "uniform noise in the ball"),
     "vertex": (RandomVertex, "random extreme points of the ball"),
+    "constant": (Constant, "a random extreme point of the ball, held over the episode"),
     "mad": (MaximalActionDeviation, "maximal action deviation by projected gradient with restarts"),
 }
 """Attack and one-line description by name."""
@@ -15,14 +17,26 @@ ATTACKS: dict[str, tuple[type[Attack], str]] = {
 PLANT_ATTACKS = {"lookahead": "plans ahead through the plant's equations, for networks of the plant's state"}
 """Attacks that need the equations of the plant, which the environment has to hand in: description by name."""
 
+DESCRIPTIONS = {
+    **{name: text for name, (_, text) in ATTACKS.items()},
+    **PLANT_ATTACKS,
+    **{name: text for name, (_, text) in SEARCHES.items()},
+}
+"""One-line description of everything that `lipctrl evaluate --attacks` takes, by name."""
+
 __all__ = [
     "ATTACKS",
+    "DESCRIPTIONS",
     "PLANT_ATTACKS",
+    "SEARCHES",
     "Attack",
+    "Constant",
     "Context",
     "Cost",
+    "Held",
     "MaximalActionDeviation",
     "NoAttack",
     "RandomVertex",
+    "Search",
     "Uniform",
 ]

@@ -9,6 +9,7 @@ best perturbation of each row is kept, measured on the deployed, clipped action.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ class MaximalActionDeviation:
         restarts: random starts.
     """
 
+    timed: ClassVar[bool] = False
     steps: int = 10
     jumps: int = 3
     restarts: int = 2

@@ -19,7 +19,7 @@ class Row:
         failures: episodes that ended before the time limit; failure_low, failure_high: 95 % Clopper-Pearson interval.
         deviation: largest |pi(s + d) - pi(s)| met, a witness.
         certified: proved bound of the same, None if nothing is proved of the policy.
-        evaluations, jacobians: what the attack spent, for all radii together.
+        evaluations, jacobians, loops: what the attack spent, for all radii together; loops are closed loops.
     """
 
     policy: str
@@ -38,6 +38,7 @@ class Row:
     certified: float | None
     evaluations: int
     jacobians: int
+    loops: int
 
 
 def clopper_pearson(failures: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -72,6 +73,7 @@ def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float
                 certified[r],
                 rollouts.cost.evaluations,
                 rollouts.cost.jacobians,
+                rollouts.cost.loops,
             )
         )
     return result

@@ -1,0 +1,126 @@
+"""Searches over whole closed loops: no gradient, no equations, any policy and channel; the number of loops is counted.
+
+For every episode (start state) and radius the worst of a family of disturbances is sought:
+
+* "held": one value for the whole episode: a constant bias, a force, model parameters, a delay, the start state;
+* "pulse": a value, the step at which it begins, and how many steps it lasts.
+
+The cross-entropy method (Rubinstein and Kroese, 2004) runs for all episodes at once; its samples are clipped to the set
+and the best one is also tried on the boundary of the set. Random search draws extreme points. Both try no disturbance
+first, so that what they report is never better than the nominal loop.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipctrl.attacks.blind import Held
+from lipctrl.disturb.budget import Budget
+from lipctrl.disturb.sets import Ball
+
+Array = NDArray[np.float64]
+Returns = Callable[[Held, Ball], Array]
+ELITE = 0.2  # share of a generation that the next one is drawn from
+SMOOTHING = 0.3
+SPREAD = 0.7  # standard deviation of the first generation, in radii and in units of the time coordinates
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search with a budget of closed loops.
+
+    Attributes:
+        family: "held" or "pulse". method: "cross-entropy" or "random".
+        loops: closed loops per episode and radius. population: closed loops per generation.
+    """
+
+    family: Literal["held", "pulse"]
+    method: Literal["cross-entropy", "random"]
+    loops: int = 100
+    population: int = 20
+
+    def generations(self) -> list[int]:
+        """Closed loops per episode of every generation; they sum up to `loops`."""
+        whole, rest = divmod(self.loops, self.population)
+        return [self.population] * whole + ([rest] if rest else [])
+
+    def worst(
+        self, returns: Returns, ball: Ball, budget: Budget, *, steps: int, random: np.random.Generator
+    ) -> tuple[Held, Array]:
+        """The worst disturbance found for every episode, and its returns (episodes,).
+
+        Args:
+            returns: runs the closed loops of given disturbances, `count` times all episodes, in balls of as many rows.
+            ball: the set, one row per episode, all of one radius.
+            budget: over time. steps: of an episode at most.
+        """
+        episodes, k = len(ball.radius), len(ball.scale)
+        size = k + (2 if self.family == "pulse" else 0)
+        mean, deviation = np.zeros((episodes, size)), np.full((episodes, size), SPREAD)
+        best, lowest = np.zeros((episodes, size)), np.full(episodes, np.inf)
+        for g, count in enumerate(self.generations()):
+            points = mean + deviation * random.standard_normal((count, episodes, size))
+            if self.method == "random":
+                points = random.standard_normal((count, episodes, size))
+                points[..., :k] = self._pushed(points, ball)[..., :k]
+            elif g and count > 1:
+                points[0] = self._pushed(best, ball)
+            points[0] = 0.0 if g == 0 else points[0]
+            held = self._decode(points.reshape(count * episodes, size), ball, count, budget, steps)
+            found = returns(held, _repeated(ball, count)).reshape(count, episodes)
+            winner = found.argmin(0)
+            value = np.take_along_axis(found, winner[None], 0)[0]
+            better = value < lowest
+            best = np.where(better[:, None], points[winner, np.arange(episodes)], best)
+            lowest = np.where(better, value, lowest)
+            elite = np.argsort(found, axis=0)[: max(2, round(ELITE * count))]
+            chosen = np.take_along_axis(points, elite[..., None], axis=0)
+            mean = SMOOTHING * mean + (1 - SMOOTHING) * chosen.mean(0)
+            deviation = SMOOTHING * deviation + (1 - SMOOTHING) * chosen.std(0)
+        return self._decode(best, ball, 1, budget, steps), lowest
+
+    @staticmethod
+    def nothing(rows: int, size: int) -> Held:
+        """No disturbance, of `rows` episodes and `size` components."""
+        return Held(np.zeros((rows, size)), np.zeros(rows, np.int64), np.zeros(rows, np.int64))
+
+    @staticmethod
+    def _pushed(points: Array, ball: Ball) -> Array:
+        """Points (.., episodes, size) with their values moved along their direction to the boundary of the set."""
+        k = len(ball.scale)
+        unit = Ball(ball.norm, np.ones(1), np.ones(k))
+        flat = points[..., :k].reshape(-1, k)
+        length = unit.size(flat)[:, None]
+        pushed = np.divide(flat, length, out=np.zeros_like(flat), where=length > 0)
+        return np.concatenate([pushed.reshape(*points.shape[:-1], k), points[..., k:]], axis=-1)
+
+    def _decode(self, points: Array, ball: Ball, count: int, budget: Budget, steps: int) -> Held:
+        """Disturbances (count x episodes) from points: values in radii, then start and length where there are any."""
+        whole, k, rows = _repeated(ball, count), len(ball.scale), len(points)
+        longest = min(steps, int(budget.amount)) if budget.kind == "sparse" else steps
+        start, length = np.zeros(rows, np.int64), np.full(rows, longest, np.int64)
+        if self.family == "pulse":
+            at, span = np.clip(points[:, k:].T, -1, 1) / 2 + 0.5
+            start = np.minimum((at * steps).astype(np.int64), steps - 1)
+            length = np.rint(longest**span).astype(np.int64)  # short and long pulses are equally likely
+        values = points[:, :k] * whole.radius[:, None] * whole.scale
+        values = whole.project(values)
+        if budget.kind == "episode":
+            values = values / np.sqrt(np.minimum(length, steps - start))[:, None]
+        return Held(values, start, start + length)
+
+
+def _repeated(ball: Ball, count: int) -> Ball:
+    """The same balls for `count` blocks of episodes."""
+    return type(ball)(ball.norm, np.tile(ball.radius, count), ball.scale)
+
+
+SEARCHES: dict[str, tuple[Search, str]] = {
+    "constant-search": (Search("held", "cross-entropy"), "worst value held over the episode, by cross-entropy"),
+    "random-search": (Search("held", "random"), "worst of random extreme points held over the episode"),
+    "pulse-search": (Search("pulse", "cross-entropy"), "worst pulse: value, start and length, by cross-entropy"),
+}
+"""Searches over closed loops and one-line descriptions by name."""
