@@ -16,11 +16,14 @@ STEP = 1e-4  # relative step of the differences for policies without a Jacobian:
 
 @dataclass
 class Cost:
-    """What a search spent: policy evaluations and Jacobians, counted per observation, and closed loops."""
+    """What a search spent: policy evaluations and Jacobians, counted per observation, closed loops with their steps,
+    and how many of these loops failed."""
 
     evaluations: int = 0
     jacobians: int = 0
     loops: int = 0
+    steps: int = 0
+    failures: int = 0
 
 
 @dataclass

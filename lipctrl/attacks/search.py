@@ -5,9 +5,10 @@ For every episode (start state) and radius the worst of a family of disturbances
 * "held": one value for the whole episode: a constant bias, a force, model parameters, a delay, the start state;
 * "pulse": a value, the step at which it begins, and how many steps it lasts.
 
-The cross-entropy method (Rubinstein and Kroese, 2004) runs for all episodes at once; its samples are clipped to the set
-and the best one is also tried on the boundary of the set. Random search draws extreme points. Both try no disturbance
-first, so that what they report is never better than the nominal loop.
+Random search draws extreme points of the set, and times uniformly. The cross-entropy method (Rubinstein and Kroese,
+2004) begins with a generation of it and goes on with normal samples around the best ones, clipped to the set; the best
+one is also tried at the extreme point in its direction. Both run for all episodes at once and try no disturbance first,
+so that what they report is never better than the nominal loop.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ Array = NDArray[np.float64]
 Returns = Callable[[Held, Ball], Array]
 ELITE = 0.2  # share of a generation that the next one is drawn from
 SMOOTHING = 0.3
-SPREAD = 0.7  # standard deviation of the first generation, in radii and in units of the time coordinates
+GENERATIONS = 6
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,17 @@ class Search:
 
     Attributes:
         family: "held" or "pulse". method: "cross-entropy" or "random".
-        loops: closed loops per episode and radius. population: closed loops per generation.
+        loops: closed loops per episode and radius.
     """
 
     family: Literal["held", "pulse"]
     method: Literal["cross-entropy", "random"]
     loops: int = 100
-    population: int = 20
 
     def generations(self) -> list[int]:
         """Closed loops per episode of every generation; they sum up to `loops`."""
-        whole, rest = divmod(self.loops, self.population)
-        return [self.population] * whole + ([rest] if rest else [])
+        whole, rest = divmod(self.loops, GENERATIONS)
+        return [count for count in [whole + rest] + [whole] * (GENERATIONS - 1) if count]
 
     def worst(
         self, returns: Returns, ball: Ball, budget: Budget, *, steps: int, random: np.random.Generator
@@ -59,15 +59,16 @@ class Search:
         """
         episodes, k = len(ball.radius), len(ball.scale)
         size = k + (2 if self.family == "pulse" else 0)
-        mean, deviation = np.zeros((episodes, size)), np.full((episodes, size), SPREAD)
+        mean, deviation = np.zeros((episodes, size)), np.zeros((episodes, size))
         best, lowest = np.zeros((episodes, size)), np.full(episodes, np.inf)
         for g, count in enumerate(self.generations()):
             points = mean + deviation * random.standard_normal((count, episodes, size))
-            if self.method == "random":
-                points = random.standard_normal((count, episodes, size))
-                points[..., :k] = self._pushed(points, ball)[..., :k]
-            elif g and count > 1:
-                points[0] = self._pushed(best, ball)
+            if g == 0 or self.method == "random":
+                times = random.uniform(-1, 1, (count, episodes, size - k))
+                values = random.standard_normal((count, episodes, k))
+                points = self._extreme(np.concatenate([values, times], axis=-1), ball)
+            elif count > 1:
+                points[0] = self._extreme(best, ball)
             points[0] = 0.0 if g == 0 else points[0]
             held = self._decode(points.reshape(count * episodes, size), ball, count, budget, steps)
             found = returns(held, _repeated(ball, count)).reshape(count, episodes)
@@ -88,14 +89,12 @@ class Search:
         return Held(np.zeros((rows, size)), np.zeros(rows, np.int64), np.zeros(rows, np.int64))
 
     @staticmethod
-    def _pushed(points: Array, ball: Ball) -> Array:
-        """Points (.., episodes, size) with their values moved along their direction to the boundary of the set."""
+    def _extreme(points: Array, ball: Ball) -> Array:
+        """Points (.., episodes, size) with their values moved to the extreme points of the set in their direction."""
         k = len(ball.scale)
-        unit = Ball(ball.norm, np.ones(1), np.ones(k))
         flat = points[..., :k].reshape(-1, k)
-        length = unit.size(flat)[:, None]
-        pushed = np.divide(flat, length, out=np.zeros_like(flat), where=length > 0)
-        return np.concatenate([pushed.reshape(*points.shape[:-1], k), points[..., k:]], axis=-1)
+        values = type(ball)(ball.norm, np.ones(len(flat)), np.ones(k)).boundary(flat)
+        return np.concatenate([values.reshape(*points.shape[:-1], k), points[..., k:]], axis=-1)
 
     def _decode(self, points: Array, ball: Ball, count: int, budget: Budget, steps: int) -> Held:
         """Disturbances (count x episodes) from points: values in radii, then start and length where there are any."""
