@@ -26,7 +26,8 @@ Array = NDArray[np.float64]
 Returns = Callable[[Held, Ball], Array]
 ELITE = 0.2  # share of a generation that the next one is drawn from
 SMOOTHING = 0.3
-GENERATIONS = 6
+GENERATIONS = 6  # at most
+SMALLEST = 8  # closed loops per generation; fewer in all are one generation
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Search:
 
     def generations(self) -> list[int]:
         """Closed loops per episode of every generation; they sum up to `loops`."""
-        whole, rest = divmod(self.loops, GENERATIONS)
-        return [count for count in [whole + rest] + [whole] * (GENERATIONS - 1) if count]
+        number = max(1, min(GENERATIONS, self.loops // SMALLEST))
+        whole, rest = divmod(self.loops, number)
+        return [whole + rest] + [whole] * (number - 1)
 
     def worst(
         self, returns: Returns, ball: Ball, budget: Budget, *, steps: int, random: np.random.Generator
@@ -67,7 +69,7 @@ class Search:
                 times = random.uniform(-1, 1, (count, episodes, size - k))
                 values = random.standard_normal((count, episodes, k))
                 points = self._extreme(np.concatenate([values, times], axis=-1), ball)
-            elif count > 1:
+            else:
                 points[0] = self._extreme(best, ball)
             points[0] = 0.0 if g == 0 else points[0]
             held = self._decode(points.reshape(count * episodes, size), ball, count, budget, steps)
