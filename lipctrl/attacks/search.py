@@ -81,8 +81,9 @@ class Search:
             lowest = np.where(better, value, lowest)
             elite = np.argsort(found, axis=0)[: max(2, round(ELITE * count))]
             chosen = np.take_along_axis(points, elite[..., None], axis=0)
-            mean = SMOOTHING * mean + (1 - SMOOTHING) * chosen.mean(0)
-            deviation = SMOOTHING * deviation + (1 - SMOOTHING) * chosen.std(0)
+            keep = SMOOTHING if g else 0.0
+            mean = keep * mean + (1 - keep) * chosen.mean(0)
+            deviation = keep * deviation + (1 - keep) * chosen.std(0)
         return self._decode(best, ball, 1, budget, steps), lowest
 
     @staticmethod
