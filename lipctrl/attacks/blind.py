@@ -65,17 +65,20 @@ class Held:
 
     Attributes:
         values: (batch, k). start, stop: steps (batch,); at start <= t < stop the value acts, at others nothing.
+        frequency: (batch,), cycles per step; the value has the sign of cos(2 pi frequency (t - start)); 0: constant.
     """
 
     values: Array
     start: NDArray[np.int64]
     stop: NDArray[np.int64]
+    frequency: Array
     timed: ClassVar[bool] = True
     _time: int = field(default=0, init=False)
 
     def perturb(self, context: Context) -> Array:
         """See `Attack.perturb`."""
         acts = (self.start <= self._time) & (self._time < self.stop)
+        wave = np.where(np.cos(2 * np.pi * self.frequency * (self._time - self.start)) < -1e-9, -1.0, 1.0)
         self._time += 1
         # what a budget has left may be smaller by rounding
-        return context.ball.project(np.where(acts[:, None], self.values, 0.0))
+        return context.ball.project((acts * wave)[:, None] * self.values)

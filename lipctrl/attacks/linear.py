@@ -7,7 +7,8 @@ plus x_T'P x_T, the cost is a quadratic form of the stacked disturbances z = (d_
 
 so that its largest value under an energy budget is a trust-region problem (Moré and Sorensen, SIAM Journal on
 Scientific and Statistical Computing 4, 1983, with the hard case), and under limits on every entry lies at a vertex.
-With the optimal K the cross term b of the observation vanishes, and the worst case separates over time (`lipctrl.attacks.oracle`).
+With the optimal K the cross term b of the observation vanishes, and its worst case separates over time
+(`lipctrl.attacks.oracle`).
 """
 
 import itertools

@@ -3,9 +3,11 @@
 For every episode (start state) and radius the worst of a family of disturbances is sought:
 
 * "held": one value for the whole episode: a constant bias, a force, model parameters, a delay, the start state;
-* "pulse": a value, the step at which it begins, and how many steps it lasts.
+* "pulse": a value, the step at which it begins, and how many steps it lasts;
+* "wave": a value that changes its sign periodically, with its period and the step at which it begins. What excites a
+  linear loop most is a wave at the peak of its frequency response.
 
-Random search draws extreme points of the set, and times uniformly. The cross-entropy method (Rubinstein and Kroese,
+Random search draws extreme points of the set, and times evenly spread. The cross-entropy method (Rubinstein and Kroese,
 2004) begins with a generation of it and goes on with normal samples around the best ones, clipped to the set; the best
 one is also tried at the extreme point in its direction. Both run for all episodes at once and try no disturbance first,
 so that what they report is never better than the nominal loop.
@@ -35,11 +37,11 @@ class Search:
     """A search with a budget of closed loops.
 
     Attributes:
-        family: "held" or "pulse". method: "cross-entropy" or "random".
+        family: "held", "pulse" or "wave". method: "cross-entropy" or "random".
         loops: closed loops per episode and radius.
     """
 
-    family: Literal["held", "pulse"]
+    family: Literal["held", "pulse", "wave"]
     method: Literal["cross-entropy", "random"]
     loops: int = 100
 
@@ -60,13 +62,16 @@ class Search:
             budget: over time. steps: of an episode at most.
         """
         episodes, k = len(ball.radius), len(ball.scale)
-        size = k + (2 if self.family == "pulse" else 0)
+        size = k + (0 if self.family == "held" else 2)
         mean, deviation = np.zeros((episodes, size)), np.zeros((episodes, size))
         best, lowest = np.zeros((episodes, size)), np.full(episodes, np.inf)
         for g, count in enumerate(self.generations()):
             points = mean + deviation * random.standard_normal((count, episodes, size))
             if g == 0 or self.method == "random":
-                times = random.uniform(-1, 1, (count, episodes, size - k))
+                shape = (count, episodes, size - k)
+                strata = random.permuted(np.broadcast_to(np.arange(count)[:, None, None], shape), axis=0)
+                times = 2 * (strata + random.random(shape)) / count - 1  # every part of the range once
+                times[1::4] = np.resize([-1.0, 1.0], size - k)  # from the first step, as long as possible
                 values = random.standard_normal((count, episodes, k))
                 points = self._extreme(np.concatenate([values, times], axis=-1), ball)
             else:
@@ -89,7 +94,7 @@ class Search:
     @staticmethod
     def nothing(rows: int, size: int) -> Held:
         """No disturbance, of `rows` episodes and `size` components."""
-        return Held(np.zeros((rows, size)), np.zeros(rows, np.int64), np.zeros(rows, np.int64))
+        return Held(np.zeros((rows, size)), np.zeros(rows, np.int64), np.zeros(rows, np.int64), np.zeros(rows))
 
     @staticmethod
     def _extreme(points: Array, ball: Ball) -> Array:
@@ -100,19 +105,22 @@ class Search:
         return np.concatenate([values.reshape(*points.shape[:-1], k), points[..., k:]], axis=-1)
 
     def _decode(self, points: Array, ball: Ball, count: int, budget: Budget, steps: int) -> Held:
-        """Disturbances (count x episodes) from points: values in radii, then start and length where there are any."""
+        """Disturbances (count x episodes) from points: values in radii, then start and length or frequency, if any."""
         whole, k, rows = _repeated(ball, count), len(ball.scale), len(points)
         longest = min(steps, int(budget.amount)) if budget.kind == "sparse" else steps
-        start, length = np.zeros(rows, np.int64), np.full(rows, longest, np.int64)
-        if self.family == "pulse":
+        start, length, frequency = np.zeros(rows, np.int64), np.full(rows, longest, np.int64), np.zeros(rows)
+        if self.family != "held":
             at, span = np.clip(points[:, k:].T, -1, 1) / 2 + 0.5
             start = np.minimum((at * steps).astype(np.int64), steps - 1)
-            length = np.rint(longest**span).astype(np.int64)  # short and long pulses are equally likely
+            if self.family == "pulse":
+                length = np.rint(longest**span).astype(np.int64)  # short and long pulses are equally likely
+            else:
+                frequency = 0.5 * (0.5 / steps) ** span  # from a change at every step to none in the episode
         values = points[:, :k] * whole.radius[:, None] * whole.scale
         values = whole.project(values)
         if budget.kind == "episode":
             values = values / np.sqrt(np.minimum(length, steps - start))[:, None]
-        return Held(values, start, start + length)
+        return Held(values, start, start + length, frequency)
 
 
 def _repeated(ball: Ball, count: int) -> Ball:
@@ -123,6 +131,7 @@ def _repeated(ball: Ball, count: int) -> Ball:
 SEARCHES: dict[str, tuple[Search, str]] = {
     "constant-search": (Search("held", "cross-entropy"), "worst value held over the episode, by cross-entropy"),
     "random-search": (Search("held", "random"), "worst of random extreme points held over the episode"),
+    "wave-search": (Search("wave", "cross-entropy"), "worst square wave: value, period and start, by cross-entropy"),
     "pulse-search": (Search("pulse", "cross-entropy"), "worst pulse: value, start and length, by cross-entropy"),
 }
 """Searches over closed loops and one-line descriptions by name."""

@@ -79,7 +79,7 @@ def check_attack(name: str, threat: Threat) -> None:
             raise UserError(f"the attack {name} works on the observation; the threat is on the channel {channel}")
         if access == "black" or (access == "grey" and name in PLANT_ATTACKS):
             raise UserError(f"the attack {name} knows more than a {access}-box adversary, {KNOWS[access]}")
-    if threat.kind.lasts == "episode" and name in SEARCHES and SEARCHES[name][0].family == "pulse":
+    if threat.kind.lasts == "episode" and name in SEARCHES and SEARCHES[name][0].family != "held":
         raise UserError(f"the attack {name} acts over time; the channel {channel} acts once per episode")
     if name == "lookahead" and threat.words.budget.kind != "step":
         raise UserError(f"the attack {name} plans within a radius per step; the budget is {threat.words.budget}")

@@ -52,6 +52,8 @@ def run_search(
         else:
             held = search.nothing(episodes, len(threat.scale))
         found.append(held)
-    together = Held(*(np.concatenate([getattr(h, name) for h in found]) for name in ("values", "start", "stop")))
+    together = Held(
+        *(np.concatenate([getattr(h, name) for h in found]) for name in ("values", "start", "stop", "frequency"))
+    )
     final = loops.run(policy, together, threat, radii, episodes=episodes, seed=seed, progress=progress)
     return replace(final, cost=spent)

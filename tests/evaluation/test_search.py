@@ -1,6 +1,7 @@
 """Attacks on channels other than the observation, in closed loops whose worst case is known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,7 @@ import lipctrl.envs  # noqa: F401  # registers the environments
 from lipctrl.attacks import ATTACKS, SEARCHES, Context, Held, NoAttack, Search, Uniform
 from lipctrl.attacks.linear import Quadratic
 from lipctrl.attacks.threat import Threat
+from lipctrl.certify.stability import hinf_norm
 from lipctrl.disturb.channel import ActuatorGain
 from lipctrl.disturb.wrapper import DisturbanceWrapper
 from lipctrl.evaluation.rollout import Loops, Rollouts, surrounded
@@ -137,6 +139,37 @@ def test_a_single_hit_is_found_at_the_worst_time() -> None:
     close_below(found, np.array(exact), nominal, 0.9)
 
 
+def test_a_wave_approaches_the_peak_of_the_frequency_response() -> None:
+    """An oscillator: |z|_2 <= |G|_inf |w|_2; a square wave keeps 8 / pi^2 of its energy in its first harmonic."""
+    turn, peak = 2 * np.pi / 9, 0.9
+    a = peak * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    b, steps = np.array([[1.0], [0.0]]), 150
+
+    def make() -> Env:
+        return gymnasium.make("lipctrl/Linear-v0", A=a, B=b, Q=Q, R=[[0.0]], max_episode_steps=steps)
+
+    idle = FunctionPolicy(lambda x: np.zeros((len(x), 1)))
+    threat = Threat.parse("action:linf:raw", np.ones(2), ("a", "b"), make())
+    loops = Loops(lambda: surrounded(make(), threat))
+    cost = {}
+    for name in ("none", "constant-search", "wave-search"):
+        if name == "none":
+            found = loops.run(idle, NoAttack(), threat, (0.0,), episodes=2, seed=0)
+        else:
+            found = run_search(loops, idle, replace(SEARCHES[name][0], loops=150), threat, (10.0,), episodes=2, seed=0)
+        cost[name] = -found.returns[0]
+    # the start state decays within this share of the bound
+    bound = steps * (10.0 * hinf_norm(a, b, np.eye(2))) ** 2
+    assert (cost["wave-search"] < bound + 10 * np.sqrt(cost["none"] * bound)).all()
+    assert (cost["wave-search"] > 0.5 * bound).all() and (cost["constant-search"] < 0.05 * bound).all()
+
+
+def test_pulses_and_waves_begin_with_constants() -> None:
+    held = run("action:l2:raw", "constant-search", (0.2,), loops=20).returns
+    for name in ("pulse-search", "wave-search"):
+        assert (run("action:l2:raw", name, (0.2,), loops=60).returns < 0.97 * held).all()
+
+
 def test_a_coupled_disturbance_ramps_up() -> None:
     ramp = np.minimum(1.0, 0.1 * np.arange(1, STEPS + 1))[:, None] * np.ones((1, 2))
     exact = []
@@ -193,7 +226,7 @@ def test_model_parameters_are_those_of_the_wrapper() -> None:
     threat = Threat.parse("gain:linf", np.ones(17), ("a",) * 17, make())
     loops = Loops(lambda: surrounded(make(), threat))
     change = np.array([[0.3, -0.3, 0.3, 0.0, 0.1, -0.2]])
-    held = Held(change, np.zeros(1, np.int64), np.ones(1, np.int64))
+    held = Held(change, np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1))
     found = loops.run(policy, held, threat, (0.3,), episodes=1, seed=1)
     env = DisturbanceWrapper(make(), [ActuatorGain(value=tuple(1 + change[0]))])
     x, total = env.reset(seed=seed_of(1, "episode", 0))[0], 0.0
