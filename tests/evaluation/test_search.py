@@ -170,6 +170,13 @@ def test_pulses_and_waves_begin_with_constants() -> None:
         assert (run("action:l2:raw", name, (0.2,), loops=60).returns < 0.97 * held).all()
 
 
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_tries_nothing_first(name: str) -> None:
+    """So that it never reports less damage than none; with one closed loop that is all it can do."""
+    nominal = run("action:l2:raw", "none", (0.0,)).returns[0]
+    assert np.array_equal(run("action:l2:raw", name, (0.2,), loops=1).returns[0], nominal)
+
+
 def test_a_coupled_disturbance_ramps_up() -> None:
     ramp = np.minimum(1.0, 0.1 * np.arange(1, STEPS + 1))[:, None] * np.ones((1, 2))
     exact = []
