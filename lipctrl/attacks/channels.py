@@ -31,12 +31,20 @@ Env = gymnasium.Env[Any, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """A channel in one environment: names of its components with units, and the half width of each one's declared range
-    where all are finite, else None."""
+    """A channel in one environment.
 
-    channel: AnyChannel
+    Attributes:
+        channels: that disturb it, with the number of components of each. names: of all components, with units.
+        half_widths: of the declared range of each component where all are finite, else None.
+    """
+
+    channels: tuple[tuple[AnyChannel, int], ...]
     names: tuple[str, ...]
     half_widths: tuple[float, ...] | None = None
+
+
+def _place(channel: AnyChannel, names: Sequence[str], half_widths: tuple[float, ...] | None = None) -> Place:
+    return Place(((channel, len(names)),), tuple(names), half_widths)
 
 
 @dataclass(frozen=True)
@@ -75,19 +83,19 @@ def _action(env: Env, where: str | None) -> Place:
     assert isinstance(space, gymnasium.spaces.Box)
     plant = getattr(env.unwrapped, "plant", None)
     names = plant_of(env, "action").input.names if plant is not None else tuple(f"action {i} [-]" for i in range(size))
-    return Place(ActionOffset(), names, half_widths(space.low.tolist(), space.high.tolist()))
+    return _place(ActionOffset(), names, half_widths(space.low.tolist(), space.high.tolist()))
 
 
 def _disturbance(env: Env, where: str | None) -> Place:
     signal = plant_of(env, "disturbance").disturbance
-    return Place(PlantDisturbance(), signal.names, half_widths(signal.low, signal.high))
+    return _place(PlantDisturbance(), signal.names, half_widths(signal.low, signal.high))
 
 
 def _force(env: Env, where: str | None) -> Place:
     channel = GeneralisedForce(joint=where)
     size = channel.size(mujoco_task(env, "force").model)
     part = "" if where is None else f" of {where}"
-    return Place(channel, tuple(f"degree of freedom {i}{part} [N or N m]" for i in range(size)))
+    return _place(channel, tuple(f"degree of freedom {i}{part} [N or N m]" for i in range(size)))
 
 
 def _wrench(env: Env, where: str | None) -> Place:
@@ -96,30 +104,30 @@ def _wrench(env: Env, where: str | None) -> Place:
     names = [
         f"{what} {axis} on {where} [{unit}]" for what, unit in (("force", "N"), ("torque", "N m")) for axis in "xyz"
     ]
-    return Place(channel, tuple(names))
+    return _place(channel, tuple(names))
 
 
-def _model(channel: ActuatorGain | Friction | Damping | Mass, env: Env) -> Place:
-    size = channel.size(mujoco_task(env, channel.name).model)
-    return Place(channel, tuple(f"factor of {channel.name} {i} [-]" for i in range(size)))
+def _model(env: Env, *channels: ActuatorGain | Friction | Damping | Mass) -> Place:
+    found = tuple((channel, channel.size(mujoco_task(env, channel.name).model)) for channel in channels)
+    return Place(found, tuple(f"factor of {channel.name} {i} [-]" for channel, size in found for i in range(size)))
 
 
 def _delay(channel: SensorDelay | ActuatorDelay, env: Env) -> Place:
     channel.size(env)
-    return Place(channel, (f"{channel.name.replace('_', ' ')} [control steps]",))
+    return _place(channel, (f"{channel.name.replace('_', ' ')} [control steps]",))
 
 
 def _initial_state(env: Env, where: str | None) -> Place:
     if is_mujoco(env):
         nv = int(mujoco_task(env, "initial_state").model.nv)
         names = [f"position {i} [m or rad]" for i in range(nv)] + [f"velocity {i} [m/s or rad/s]" for i in range(nv)]
-        return Place(InitialState(), tuple(names))
+        return _place(InitialState(), tuple(names))
     if getattr(env.unwrapped, "plant", None) is None:
         raise UserError(
             "the channel 'initial_state' needs a MuJoCo task of gymnasium or a plant of this library, found "
             f"{type(env.unwrapped).__name__}"
         )
-    return Place(InitialState(), plant_of(env, "initial_state").state.names)
+    return _place(InitialState(), plant_of(env, "initial_state").state.names)
 
 
 HALF = "half widths of the declared range"
@@ -164,11 +172,17 @@ CHANNELS: dict[str, Kind] = {
         "observation and action are not touched",
         placed=True,
     ),
-    "gain": Kind("episode", ("relative",), "changes the gain of the actuators", lambda e, w: _model(ActuatorGain(), e)),
-    "friction": Kind("episode", ("relative",), "changes all friction", lambda e, w: _model(Friction(), e)),
-    "damping": Kind("episode", ("relative",), "changes the damping of the joints", lambda e, w: _model(Damping(), e)),
+    "gain": Kind("episode", ("relative",), "changes the gain of the actuators", lambda e, w: _model(e, ActuatorGain())),
+    "friction": Kind("episode", ("relative",), "changes all friction", lambda e, w: _model(e, Friction())),
+    "damping": Kind("episode", ("relative",), "changes the damping of the joints", lambda e, w: _model(e, Damping())),
     "mass": Kind(
-        "episode", ("relative",), "changes mass and inertia", lambda e, w: _model(Mass(body=w), e), placed=None
+        "episode", ("relative",), "changes mass and inertia", lambda e, w: _model(e, Mass(body=w)), placed=None
+    ),
+    "parameters": Kind(
+        "episode",
+        ("relative",),
+        "changes gain, friction, damping and mass together",
+        lambda e, w: _model(e, ActuatorGain(), Friction(), Damping(), Mass()),
     ),
     "delay": Kind("episode", ("steps",), "delays the observation", lambda e, w: _delay(SensorDelay(), e)),
     "actuator_delay": Kind("episode", ("steps",), "delays the action", lambda e, w: _delay(ActuatorDelay(), e)),

@@ -122,14 +122,15 @@ class Threat:
         scale: (n,), raw units per unit of radius.
         names: (n,), of what is disturbed, with units.
         deviation: (n,), raw units per normalised unit, or None where there are no normalised units.
-        channel: that the environment needs around it; None for the observation, which the loop itself disturbs.
+        channels: that the environment needs around it, with the number of components of each; none for the observation,
+            which the loop itself disturbs.
     """
 
     words: Words
     scale: tuple[float, ...]
     names: tuple[str, ...]
     deviation: tuple[float, ...] | None
-    channel: AnyChannel | None = None
+    channels: tuple[tuple[AnyChannel, int], ...] = ()
 
     @staticmethod
     def parse(text: str, deviation: Array, names: tuple[str, ...], env: Env | None = None) -> "Threat":
@@ -154,7 +155,7 @@ class Threat:
                 f"the channel {words.channel} has no finite range here that normalised units could refer to: use raw"
             )
         scale = place.half_widths if words.units == "normalised" else None
-        return Threat(words, scale or (1.0,) * len(place.names), place.names, place.half_widths, place.channel)
+        return Threat(words, scale or (1.0,) * len(place.names), place.names, place.half_widths, place.channels)
 
     @property
     def kind(self) -> Kind:

@@ -170,7 +170,7 @@ def evaluate(
         ),
         Figure(_trajectory_caption(plan), trajectories(_traces(plan, contenders, results), *names)),
     ]
-    if plan.threat.channel is None:  # nothing else reaches the policy alone
+    if not plan.threat.channels:  # nothing else reaches the policy alone
         text = "Largest change of the action that an attack caused (witness), below what is proved for the policy."
         figures.insert(1, Figure(text, deviation_curves(table, unit)))
     if animate:
@@ -223,7 +223,7 @@ def _rows(plan: Plan, contender: Contender, results: Mapping[tuple[str, str], Ro
 
 def _proved(plan: Plan, contender: Contender, radii: Sequence[float]) -> list[float | None]:
     """Proved largest change of the action at each radius, None where nothing is proved of it."""
-    if contender.net is None or plan.threat.channel is not None:
+    if contender.net is None or plan.threat.channels:
         return [None] * len(radii)
     bound = deviation_bound(contender.net, plan.threat)
     return [bound * radius * (1 + 1e-12) for radius in radii]

@@ -100,7 +100,7 @@ class Loops:
         while running.any():
             seen = batch.disturb(x, running)
             actions, hidden = _act(policy, seen, hidden, self.space)
-            if threat.channel is None:
+            if not threat.channels:
                 nominal = np.asarray(policy.predict(x, deterministic=True)[0], dtype=np.float64)
                 change = np.linalg.norm(actions - nominal, axis=1)
                 deviation[running] = np.maximum(deviation, change)[running]
@@ -131,7 +131,7 @@ class Loops:
 
 def surrounded(env: gymnasium.Env[Any, Any], threat: Threat) -> gymnasium.Env[Any, Any]:
     """An environment with the channel of a threat around it, where the loop cannot disturb it by itself."""
-    return env if threat.channel is None else DisturbanceWrapper(env, [threat.channel])
+    return DisturbanceWrapper(env, [channel for channel, _ in threat.channels]) if threat.channels else env
 
 
 class _Batch:
@@ -179,7 +179,7 @@ class _Batch:
             return x
         self.context.observation = x
         d = self._ask()
-        if self._threat.channel is None:
+        if not self._threat.channels:
             return np.asarray(x + d)
         for i in np.flatnonzero(running):
             self._apply(self.envs[i], d[i])
@@ -200,9 +200,11 @@ class _Batch:
         return d
 
     def _apply(self, env: gymnasium.Env[Any, Any], value: Array) -> None:
-        channel = self._threat.channel
-        assert channel is not None and isinstance(env, DisturbanceWrapper)
-        env.apply(channel.name, channel.neutral + value)
+        assert isinstance(env, DisturbanceWrapper)
+        first = 0
+        for channel, size in self._threat.channels:
+            env.apply(channel.name, channel.neutral + value[first : first + size])
+            first += size
 
 
 def _act(policy: Policy, observation: Array, hidden: Any, space: gymnasium.spaces.Box) -> tuple[Array, Any]:

@@ -38,6 +38,7 @@ LINES = {
     "friction": (PENDULUM, 1, ("all friction",)),
     "damping:l2": (PENDULUM, 2, ("damping of the joints", "Euclidean norm")),
     "mass@cart": (PENDULUM, 1, ("mass and inertia of cart",)),
+    "parameters": (PENDULUM, 5, ("gain, friction, damping and mass together", "largest component")),
     "delay": (LINEAR, 1, ("delays the observation by at most the radius, in control steps",)),
     "actuator_delay": (LINEAR, 1, ("delays the action",)),
     "initial_state:linf:raw": (LINEAR, 2, ("moves the start state", "largest component", "raw units")),

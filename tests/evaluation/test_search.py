@@ -14,7 +14,7 @@ from lipctrl.attacks import ATTACKS, SEARCHES, Context, Held, NoAttack, Search, 
 from lipctrl.attacks.linear import Quadratic
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.stability import hinf_norm
-from lipctrl.disturb.channel import ActuatorGain
+from lipctrl.disturb.channel import ActuatorGain, AnyChannel, Damping, Friction, Mass
 from lipctrl.disturb.wrapper import DisturbanceWrapper
 from lipctrl.evaluation.rollout import Loops, Rollouts, surrounded
 from lipctrl.evaluation.search import run_search
@@ -224,18 +224,23 @@ def test_a_delayed_integrator_is_stable_up_to_the_known_gain() -> None:
     assert 0 < (np.abs(some.final[0, :, 0]) > 1).sum() < 15
 
 
-def test_model_parameters_are_those_of_the_wrapper() -> None:
+@pytest.mark.parametrize("line", ["gain:linf", "parameters"])
+def test_model_parameters_are_those_of_the_wrapper(line: str) -> None:
     def make() -> Env:
         return gymnasium.make("HalfCheetah-v5", max_episode_steps=20)
 
     weights = np.random.default_rng(0).normal(size=(6, 17))
     policy = FunctionPolicy(lambda x: np.clip(x @ weights.T, -1, 1))
-    threat = Threat.parse("gain:linf", np.ones(17), ("a",) * 17, make())
+    threat = Threat.parse(line, np.ones(17), ("a",) * 17, make())
     loops = Loops(lambda: surrounded(make(), threat))
-    change = np.array([[0.3, -0.3, 0.3, 0.0, 0.1, -0.2]])
+    change = np.random.default_rng(2).uniform(-0.3, 0.3, (1, len(threat.names)))
+    channels: list[AnyChannel] = [ActuatorGain(value=tuple(1 + change[0, :6]))]
+    if line == "parameters":  # 6 actuators, friction, 9 degrees of freedom, mass
+        factors = 1 + change[0]
+        channels += [Friction(value=factors[6]), Damping(value=tuple(factors[7:16])), Mass(value=factors[16])]
     held = Held(change, np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1))
     found = loops.run(policy, held, threat, (0.3,), episodes=1, seed=1)
-    env = DisturbanceWrapper(make(), [ActuatorGain(value=tuple(1 + change[0]))])
+    env = DisturbanceWrapper(make(), channels)
     x, total = env.reset(seed=seed_of(1, "episode", 0))[0], 0.0
     for _ in range(20):
         x, reward, *_ = env.step(policy.predict(x)[0].astype(np.float32))
