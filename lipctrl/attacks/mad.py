@@ -7,12 +7,13 @@ deployed, clipped action.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipctrl.attacks.attack import Context
 from lipctrl.attacks.ascent import ProjectedAscent
+from lipctrl.attacks.attack import Context
 
 Array = NDArray[np.float64]
 
@@ -20,6 +21,8 @@ Array = NDArray[np.float64]
 @dataclass(frozen=True)
 class MaximalActionDeviation(ProjectedAscent):
     """Projected-gradient search for the largest action deviation."""
+
+    timed: ClassVar[bool] = False
 
     def perturb(self, context: Context) -> Array:
         """See `Attack.perturb`."""
