@@ -39,9 +39,9 @@ class Row:
     certified: float | None
     evaluations: int
     jacobians: int
-    loops: int
-    loop_steps: int
-    loop_failures: int
+    loops: int = 0
+    loop_steps: int = 0
+    loop_failures: int = 0
 
 
 def clopper_pearson(failures: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:

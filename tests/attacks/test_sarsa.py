@@ -151,7 +151,7 @@ def test_with_the_optimal_gain_it_comes_near_the_exact_worst_case_and_never_abov
     )
     critic = fit(data, SarsaSettings(box=0.05, weight=0.3), seed=0)
     threat = Threat.parse("observation:linf:raw", np.ones(2), ("position [m]", "velocity [m/s]"))
-    loops = Loops(linear_loop, 4)
+    loops = Loops(linear_loop)
 
     def cost(attack: Attack) -> np.ndarray:
         return -loops.run(linear_policy(K), attack, threat, (RADIUS,), episodes=4, seed=0).returns[0]
