@@ -15,6 +15,7 @@ from lipctrl.attacks.linear import Quadratic
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.stability import hinf_norm
 from lipctrl.disturb.channel import ActuatorGain, AnyChannel, Damping, Friction, Mass
+from lipctrl.disturb.sets import Ball
 from lipctrl.disturb.wrapper import DisturbanceWrapper
 from lipctrl.evaluation.rollout import Loops, Rollouts, surrounded
 from lipctrl.evaluation.search import run_search
@@ -175,6 +176,25 @@ def test_a_search_tries_nothing_first(name: str) -> None:
     """So that it never reports less damage than none; with one closed loop that is all it can do."""
     nominal = run("action:l2:raw", "none", (0.0,)).returns[0]
     assert np.array_equal(run("action:l2:raw", name, (0.2,), loops=1).returns[0], nominal)
+
+
+def test_a_larger_set_never_shows_less_damage() -> None:
+    """What was found at a smaller radius is tried at a larger one, whatever the order in which radii are given."""
+    found = run("action:l2:raw:sparse=2", "pulse-search", (0.05, 0.3, 0.1, 0.2), loops=40).returns
+    assert (np.diff(found[[0, 2, 3, 1]], axis=0) <= 1e-12).all()
+    threat = Threat.parse("action:l2:raw", np.ones(2), ("a", "b"), linear())
+    loops = Loops(lambda: surrounded(linear(), threat))
+    search = Search("held", "random", 2)
+    zeros, ones = np.zeros(EPISODES), np.ones(EPISODES, np.int64)
+    known = Held(np.tile([[0.12, -0.16]], (EPISODES, 1)), 0 * ones, STEPS * ones, zeros)
+
+    def returns(held: Held, ball: Ball) -> Array:
+        return loops.run(POLICY, held, threat, (0.2, 0.2), episodes=EPISODES, seed=SEED).returns
+
+    ball = threat.ball(np.full(EPISODES, 0.2))
+    worst = search.worst(returns, ball, threat.words.budget, steps=STEPS, random=np.random.default_rng(0), known=known)
+    moved = (worst.values != 0).any(1)
+    assert moved.any() and np.array_equal(worst.values[moved], known.values[moved])
 
 
 def test_a_coupled_disturbance_ramps_up() -> None:
