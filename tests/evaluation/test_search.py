@@ -180,10 +180,21 @@ def test_a_search_tries_nothing_first(name: str) -> None:
 
 def test_a_larger_set_never_shows_less_damage() -> None:
     """What was found at a smaller radius is tried at a larger one, whatever the order in which radii are given."""
-    found = run("action:l2:raw:sparse=2", "pulse-search", (0.05, 0.3, 0.1, 0.2), loops=40).returns
-    assert (np.diff(found[[0, 2, 3, 1]], axis=0) <= 1e-12).all()
+    asked: list[tuple[float, object, Held]] = []
+
+    class Recorder(Search):
+        def worst(self, returns: object, ball: Ball, *given: Any, known: Held | None = None, **named: Any) -> Held:
+            found = super().worst(returns, ball, *given, known=known, **named)  # type: ignore[arg-type]  # passed on
+            asked.append((ball.radius[0], known, found))
+            return found
+
     threat = Threat.parse("action:l2:raw", np.ones(2), ("a", "b"), linear())
     loops = Loops(lambda: surrounded(linear(), threat))
+    recorder = Recorder("pulse", "cross-entropy", 40)
+    found = run_search(loops, POLICY, recorder, threat, (0.05, 0.3, 0.0, 0.1), episodes=EPISODES, seed=SEED).returns
+    assert [radius for radius, *_ in asked] == [0.05, 0.1, 0.3]
+    assert [known for _, known, _ in asked] == [None, asked[0][2], asked[1][2]]
+    assert (np.diff(found[[2, 0, 3, 1]], axis=0) <= 1e-12).all()
     search = Search("held", "random", 2)
     zeros, ones = np.zeros(EPISODES), np.ones(EPISODES, np.int64)
     known = Held(np.tile([[0.12, -0.16]], (EPISODES, 1)), 0 * ones, STEPS * ones, zeros)
