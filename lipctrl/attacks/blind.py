@@ -1,7 +1,7 @@
 """Attacks that look at nothing: what a search must beat."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,17 @@ class Held:
     frequency: Array
     timed: ClassVar[bool] = True
     _time: int = field(default=0, init=False)
+
+    def rows(self, which: NDArray[Any]) -> "Held":
+        """Some of the rows."""
+        return Held(self.values[which], self.start[which], self.stop[which], self.frequency[which])
+
+    def with_rows(self, which: NDArray[Any] | slice, others: "Held") -> "Held":
+        """The same with some rows replaced."""
+        changed = Held(self.values.copy(), self.start.copy(), self.stop.copy(), self.frequency.copy())
+        changed.values[which], changed.start[which] = others.values, others.start
+        changed.stop[which], changed.frequency[which] = others.stop, others.frequency
+        return changed
 
     def perturb(self, context: Context) -> Array:
         """See `Attack.perturb`."""

@@ -52,19 +52,28 @@ class Search:
         return [whole + rest] + [whole] * (number - 1)
 
     def worst(
-        self, returns: Returns, ball: Ball, budget: Budget, *, steps: int, random: np.random.Generator
-    ) -> tuple[Held, Array]:
-        """The worst disturbance found for every episode, and its returns (episodes,).
+        self,
+        returns: Returns,
+        ball: Ball,
+        budget: Budget,
+        *,
+        steps: int,
+        random: np.random.Generator,
+        known: Held | None = None,
+    ) -> Held:
+        """The worst disturbance found for every episode.
 
         Args:
             returns: runs the closed loops of given disturbances, `count` times all episodes, in balls of as many rows.
             ball: the set, one row per episode, all of one radius.
             budget: over time. steps: of an episode at most.
+            known: to try as well, one per episode, for example what was found at a smaller radius.
         """
         episodes, k = len(ball.radius), len(ball.scale)
         size = k + (0 if self.family == "held" else 2)
         mean, deviation = np.zeros((episodes, size)), np.zeros((episodes, size))
         best, lowest = np.zeros((episodes, size)), np.full(episodes, np.inf)
+        worst = self.nothing(episodes, k)
         for g, count in enumerate(self.generations()):
             points = mean + deviation * random.standard_normal((count, episodes, size))
             if g == 0 or self.method == "random":
@@ -78,18 +87,22 @@ class Search:
                 points[0] = self._extreme(best, ball)
             points[0] = 0.0 if g == 0 else points[0]
             held = self._decode(points.reshape(count * episodes, size), ball, count, budget, steps)
+            if g == 0 and known is not None and count > 1:
+                held = held.with_rows(slice(episodes, 2 * episodes), known)  # to the last bit: some loops are chaotic
+                points[1] = self._encode(known, ball)
             found = returns(held, _repeated(ball, count)).reshape(count, episodes)
             winner = found.argmin(0)
             value = np.take_along_axis(found, winner[None], 0)[0]
             better = value < lowest
             best = np.where(better[:, None], points[winner, np.arange(episodes)], best)
             lowest = np.where(better, value, lowest)
+            worst = worst.with_rows(better, held.rows((winner * episodes + np.arange(episodes))[better]))
             elite = np.argsort(found, axis=0)[: max(2, round(ELITE * count))]
             chosen = np.take_along_axis(points, elite[..., None], axis=0)
             keep = SMOOTHING if g else 0.0
             mean = keep * mean + (1 - keep) * chosen.mean(0)
             deviation = keep * deviation + (1 - keep) * chosen.std(0)
-        return self._decode(best, ball, 1, budget, steps), lowest
+        return worst
 
     @staticmethod
     def nothing(rows: int, size: int) -> Held:
@@ -103,6 +116,11 @@ class Search:
         flat = points[..., :k].reshape(-1, k)
         values = type(ball)(ball.norm, np.ones(len(flat)), np.ones(k)).boundary(flat)
         return np.concatenate([values.reshape(*points.shape[:-1], k), points[..., k:]], axis=-1)
+
+    def _encode(self, held: Held, ball: Ball) -> Array:
+        """Points (episodes, size) near given disturbances: their values in radii, in the middle of the times."""
+        values = held.values / np.where(ball.radius > 0, ball.radius, 1.0)[:, None] / ball.scale
+        return np.concatenate([values, np.zeros((len(values), 0 if self.family == "held" else 2))], axis=-1)
 
     def _decode(self, points: Array, ball: Ball, count: int, budget: Budget, steps: int) -> Held:
         """Disturbances (count x episodes) from points: values in radii, then start and length or frequency, if any."""

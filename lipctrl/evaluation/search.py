@@ -32,10 +32,12 @@ def run_search(
     """Closed loops under the worst disturbance that a search finds for every episode and radius.
 
     `progress` is called after each step of each batch. The cost counts the closed loops of the search, its steps and
-    failures; radius 0 is run without a search.
+    failures; radius 0 is run without a search. Radii are searched from the smallest on, and what was found at one is
+    tried at the next, so that a larger set does not show less damage (with a budget "rate" the ramp changes, too).
     """
-    found, spent = [], Cost()
-    for radius in radii:
+    found: dict[float, Held] = {}
+    spent, known = Cost(), None
+    for radius in sorted(set(radii)):
 
         def returns(held: Held, rows: Ball, radius: float = radius) -> Array:
             copies = [radius] * (len(rows.radius) // episodes)
@@ -45,15 +47,21 @@ def run_search(
             spent.failures += int(run.terminated.sum())
             return run.returns
 
-        if radius > 0:
-            ball, budget = threat.ball(np.full(episodes, radius)), threat.words.budget
-            random = generator(seed, "search")  # common random numbers over radii
-            held, _ = search.worst(returns, ball, budget, steps=loops.limit, random=random)
-        else:
-            held = search.nothing(episodes, len(threat.scale))
-        found.append(held)
+        if radius == 0:
+            found[radius] = search.nothing(episodes, len(threat.scale))
+            continue
+        known = search.worst(
+            returns,
+            threat.ball(np.full(episodes, radius)),
+            threat.words.budget,
+            steps=loops.limit,
+            random=generator(seed, "search"),  # common random numbers over radii
+            known=known,
+        )
+        found[radius] = known
+    parts = [found[radius] for radius in radii]
     together = Held(
-        *(np.concatenate([getattr(h, name) for h in found]) for name in ("values", "start", "stop", "frequency"))
+        *(np.concatenate([getattr(h, name) for h in parts]) for name in ("values", "start", "stop", "frequency"))
     )
     final = loops.run(policy, together, threat, radii, episodes=episodes, seed=seed, progress=progress)
     return replace(final, cost=spent)

@@ -15,6 +15,7 @@ from lipctrl.attacks.linear import Quadratic
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.stability import hinf_norm
 from lipctrl.disturb.channel import ActuatorGain, AnyChannel, Damping, Friction, Mass
+from lipctrl.disturb.sets import Ball
 from lipctrl.disturb.wrapper import DisturbanceWrapper
 from lipctrl.evaluation.rollout import Loops, Rollouts, surrounded
 from lipctrl.evaluation.search import run_search
@@ -175,6 +176,36 @@ def test_a_search_tries_nothing_first(name: str) -> None:
     """So that it never reports less damage than none; with one closed loop that is all it can do."""
     nominal = run("action:l2:raw", "none", (0.0,)).returns[0]
     assert np.array_equal(run("action:l2:raw", name, (0.2,), loops=1).returns[0], nominal)
+
+
+def test_a_larger_set_never_shows_less_damage() -> None:
+    """What was found at a smaller radius is tried at a larger one, whatever the order in which radii are given."""
+    asked: list[tuple[float, object, Held]] = []
+
+    class Recorder(Search):
+        def worst(self, returns: object, ball: Ball, *given: Any, known: Held | None = None, **named: Any) -> Held:
+            found = super().worst(returns, ball, *given, known=known, **named)  # type: ignore[arg-type]  # passed on
+            asked.append((ball.radius[0], known, found))
+            return found
+
+    threat = Threat.parse("action:l2:raw", np.ones(2), ("a", "b"), linear())
+    loops = Loops(lambda: surrounded(linear(), threat))
+    recorder = Recorder("pulse", "cross-entropy", 40)
+    found = run_search(loops, POLICY, recorder, threat, (0.05, 0.3, 0.0, 0.1), episodes=EPISODES, seed=SEED).returns
+    assert [radius for radius, *_ in asked] == [0.05, 0.1, 0.3]
+    assert [known for _, known, _ in asked] == [None, asked[0][2], asked[1][2]]
+    assert (np.diff(found[[2, 0, 3, 1]], axis=0) <= 1e-12).all()
+    search = Search("held", "random", 2)
+    zeros, ones = np.zeros(EPISODES), np.ones(EPISODES, np.int64)
+    known = Held(np.tile([[0.12, -0.16]], (EPISODES, 1)), 0 * ones, STEPS * ones, zeros)
+
+    def returns(held: Held, ball: Ball) -> Array:
+        return loops.run(POLICY, held, threat, (0.2, 0.2), episodes=EPISODES, seed=SEED).returns
+
+    ball = threat.ball(np.full(EPISODES, 0.2))
+    worst = search.worst(returns, ball, threat.words.budget, steps=STEPS, random=np.random.default_rng(0), known=known)
+    moved = (worst.values != 0).any(1)
+    assert moved.any() and np.array_equal(worst.values[moved], known.values[moved])
 
 
 def test_a_coupled_disturbance_ramps_up() -> None:
