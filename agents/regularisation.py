@@ -6,7 +6,7 @@ here are ours: the paper's settings were not reproduced from its code). To first
 lambda epsilon^2 |sigma * grad Q|_1^2 for FGSM and lambda epsilon^2 / 3 |sigma * grad Q|_2^2 for uniform noise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .critics import StackedCritics
+from .stacked import gradients
 
 Perturbation = Literal["none", "uniform", "fgsm", "pgd"]
 
@@ -29,7 +29,9 @@ class Smoothness:
     on: Literal["state", "next_state"] = "state"
     """Which states of the batch are perturbed."""
     epsilon: float = 0.05
-    """Half width of the box, in standard deviations of each observation."""
+    """Half width of the box, in the unit below."""
+    unit: Literal["data", "model"] = "data"
+    """Unit of epsilon: the standard deviation of each observation seen, or of the dynamics model's prediction there."""
     weight: float = 0.1
     """Weight lambda of the robust term."""
     steps: int = 3
@@ -38,8 +40,9 @@ class Smoothness:
     """LayerNorm behind each hidden layer of the critics (a control: no global bound)."""
     spectral: Literal["none", "hard", "soft"] = "none"
     """hard: matrices are scaled by min(1, beta / sigma) after each update; soft: squared excess in the loss."""
-    beta: float = 4.0
-    """Largest singular value of a constrained matrix."""
+    beta: float | None = 4.0
+    """Largest singular value of a constrained matrix; null: after 1,000 updates without the constraint it is set so
+    that the product over all matrices is the 95th percentile of the critics' gradient norm at states seen."""
     spectral_weight: float = 0.1
     """Weight of the soft term."""
     layers: Literal["all", "hidden", "penultimate"] = "all"
@@ -47,7 +50,7 @@ class Smoothness:
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "beta"):
-            if not 0 < getattr(self, name) < np.inf:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name} must be positive and finite, found {getattr(self, name)}")
         for name in ("weight", "spectral_weight"):
             if not 0 <= getattr(self, name) < np.inf:
@@ -57,94 +60,59 @@ class Smoothness:
 
 
 def perturb(
-    values: Callable[[Tensor], Tensor], states: Tensor, radius: Tensor, *, kind: Perturbation, steps: int
+    values: Callable[[Tensor], Tensor],
+    states: Tensor,
+    radius: Tensor,
+    start: Tensor,
+    *,
+    kind: Perturbation,
+    steps: int,
 ) -> Tensor:
     """Perturbed states inside the box, without gradient.
 
     Args:
-        values: from each critic's own states (critics, batch, n) to values (critics, batch).
-        states: (critics, batch, n).
-        radius: half widths, (n,) or broadcast to the states.
+        values: from each critic's own states (..., batch, n) to values (..., batch).
+        states: (..., batch, n).
+        radius: half widths, broadcast to the states.
+        start: uniform in [-1, 1], of the shape of the states.
         kind: uniform, fgsm or pgd. The change (Q(s + d) - Q(s))^2 has no gradient at d = 0, so fgsm takes the sign of
-            Q's own gradient and pgd starts from noise.
+            Q's own gradient and pgd starts from noise; where that ends lower, pgd takes the vertex of fgsm.
         steps: of pgd, each of 2.5 / steps half widths.
     """
-    if kind == "fgsm":
-        return (states + radius * _slope(values, states).sign()).detach()
-    noise = radius * (2 * torch.rand_like(states) - 1)
+    noise = radius * start
     if kind == "uniform":
         return states + noise
+    (slope,), _ = gradients(lambda at: (values(at[0]).sum(), states), [states])
+    vertex = states + radius * slope.sign()
+    if kind == "fgsm":
+        return vertex
     clean = values(states).detach()
     for _ in range(steps):
-        moved = states + noise
-        point = moved.detach().requires_grad_()
-        (ascent,) = torch.autograd.grad((values(point) - clean).square().sum(), point)
-        noise = torch.clamp(noise + 2.5 / steps * radius * ascent.sign(), -radius, radius)
-    return (states + noise).detach()
+        (slope,), _ = gradients(lambda at: ((values(at[0]) - clean).square().sum(), states), [states + noise])
+        noise = torch.minimum(torch.maximum(noise + 2.5 / steps * radius * slope.sign(), -radius), radius)
+    gain = [(values(at).detach() - clean).square() for at in (states + noise, vertex)]
+    return torch.where((gain[0] >= gain[1])[..., None], states + noise, vertex)
 
 
-def _slope(values: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-    point = states.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(values(point).sum(), point)
-    return gradient
-
-
-def robust_penalty(
-    critics: StackedCritics, states: Tensor, actions: Tensor, scale: Tensor, smoothness: Smoothness
-) -> Tensor:
-    """lambda mean (Q_i(s + d_i, a) - Q_i(s, a))^2, summed over the critics.
+def power_iteration(matrices: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+    """One iteration for the largest singular values of stacked matrices.
 
     Args:
-        critics: Q_i, each with its own perturbation. states: (batch, n). actions: (batch, m), kept as they are.
-        scale: standard deviation of each observation (n,), or a deviation of each state of the batch (batch, n).
+        matrices: (count, out, in). right: unit vectors (count, in), moved in place.
+
+    Returns:
+        The left unit vectors (count, out).
     """
-    count = critics.count
-    x, a = states.expand(count, *states.shape), actions.expand(count, *actions.shape)
-
-    def frozen(points: Tensor) -> Tensor:
-        return critics(torch.cat([points, a], -1), frozen=True)
-
-    radius = smoothness.epsilon * scale
-    moved = perturb(frozen, x, radius, kind=smoothness.perturbation, steps=smoothness.steps)
-    change = critics(torch.cat([moved, a], -1)) - critics(torch.cat([x, a], -1))
-    return smoothness.weight * change.square().mean(1).sum()
+    found = []
+    for matrix, vector in zip(matrices, right, strict=True):
+        left = functional.normalize((matrix @ vector[..., None]).squeeze(-1), dim=-1)
+        vector.copy_(functional.normalize((matrix.transpose(1, 2) @ left[..., None]).squeeze(-1), dim=-1))
+        found.append(left)
+    return found
 
 
-class SpectralNorms:
-    """Singular values of stacked matrices by power iteration; its vectors are kept from one update to the next.
-
-    Args:
-        critics: whose matrices are constrained. smoothness: which and how.
-    """
-
-    def __init__(self, critics: StackedCritics, smoothness: Smoothness) -> None:
-        weights = [weight for weight, _ in critics.layers]
-        chosen = {"all": weights, "hidden": weights[:-1], "penultimate": weights[-2:-1]}
-        self.weights, self.beta = chosen[smoothness.layers], smoothness.beta
-        self.right: list[Tensor] = []
-        for weight in self.weights:
-            self.right.append(torch.linalg.svd(weight.detach(), full_matrices=False).Vh[:, 0].clone())
-
-    def _left(self, k: int) -> Tensor:
-        """One power iteration; the right vector moves, the left one is returned."""
-        weight = self.weights[k].detach()
-        left = functional.normalize((weight @ self.right[k][..., None]).squeeze(-1), dim=-1)
-        self.right[k] = functional.normalize((weight.transpose(1, 2) @ left[..., None]).squeeze(-1), dim=-1)
-        return left
-
-    def excess(self) -> Tensor:
-        """Sum over matrices of max(0, sigma - beta)^2, differentiable in the matrices."""
-        total = torch.zeros((), device=self.weights[0].device)
-        for k, weight in enumerate(self.weights):
-            left = self._left(k)
-            sigma = (left[:, None] @ weight @ self.right[k][..., None]).flatten()
-            total = total + functional.relu(sigma - self.beta).square().sum()
-        return total
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Scale every matrix by min(1, beta / sigma): small matrices stay as they are."""
-        for k, weight in enumerate(self.weights):
-            left = self._left(k)
-            sigma = (left[:, None] @ weight @ self.right[k][..., None]).flatten()
-            weight.mul_((self.beta / sigma).clamp(max=1)[:, None, None])
+def largest_singular_values(
+    matrices: Sequence[Tensor], left: Sequence[Tensor], right: Sequence[Tensor]
+) -> list[Tensor]:
+    """Estimates (count,), never above the exact ones, differentiable in the matrices; arguments as above."""
+    return [(u[:, None] @ matrix @ v[..., None]).flatten() for matrix, u, v in zip(matrices, left, right, strict=True)]

@@ -1,29 +1,105 @@
 """Soft actor-critic with smooth critics (Haarnoja et al. 2018, arXiv 1812.05905): Stable-Baselines3's, with our update.
 
-The mathematics, its order and its random numbers are those of `stable_baselines3.SAC.train`, which is the reference
-that 200 updates are compared with. What differs: the critics are one batched product per layer (`critics.py`), their
-weights take no gradient in the actor's step, Adam is fused, averaging is one foreach operation, batches are gathered
-from tensors that share the replay buffer's memory, and nothing is read back from the device before the last update of
-a call. On request the critics are regularised (`regularisation.py`); the actor is SB3's, or bounded with
-"LipschitzMlpPolicy" (`lipctrl.nn.sb3`).
+`learn`, `predict`, `save`, `load`, callbacks and logger are those of `stable_baselines3.SAC`; what it computes in an
+update is in `update.py`. Batches are gathered for all updates of a call at once, from tensors that share the replay
+buffer's memory; nothing is read back from the device before the last update of a call. Several agents of one shape can
+be trained as one batch (`train_together`), each with its own environment, replay buffer and random numbers.
 """
 
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import stable_baselines3
 import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
-from torch import Tensor
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import RolloutReturn
+from stable_baselines3.sac.policies import Actor
+from torch import Tensor, nn
 
-import lipctrl.nn.sb3  # noqa: F401  # registers LipschitzMlpPolicy
 from lipctrl.files import UserError
+from lipctrl.nn.sb3 import LipschitzSacActor  # importing it registers LipschitzMlpPolicy
+from lipctrl.seeding import seed_of
 
-from .critics import StackedCritics, with_layer_norm
-from .regularisation import Smoothness, SpectralNorms, robust_penalty
+from .regularisation import Smoothness
+from .stacked import Stacked
+from .update import Batch, Update
 
-NORMALISER_INTERVAL = 1000  # environment steps between two measurements of the observations' deviations
-Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Actions = NDArray[np.float32]
+CALIBRATION = 1000  # updates before a spectral bound is measured
+PERCENTILE = 0.95
+SHAPES = 64  # of agents that one process may compile; torch's own limit is 8
+LOG_STD = (-20, 2)  # SB3's limits
+PHASES = ("environment", "updates", "model", "rollouts", "diagnostics")  # of the wall time
+EXACT = 100  # updates between exact projections under a hard spectral bound; power iteration lags behind
+
+
+class Memory(nn.Module):
+    """What an agent must remember to go on exactly: slices of the tensors of `Update`, and what it alone counts."""
+
+    log_temperature: Tensor
+    count: Tensor
+    beta: Tensor
+
+    def __init__(self, update: Update, agent: int, agents: int) -> None:
+        super().__init__()
+
+        def keep(name: str, value: Tensor) -> None:
+            each = len(value) // agents
+            self.register_buffer(name, value[agent * each : (agent + 1) * each])
+
+        for part, adam in update.adam.items():
+            for k, (first, second) in enumerate(zip(adam.first, adam.second, strict=True)):
+                keep(f"{part}_first_{k}", first)
+                keep(f"{part}_second_{k}", second)
+        for k, vector in enumerate(update.right):
+            keep(f"right_{k}", vector)
+        for name in ("log_temperature", "count", "beta"):
+            keep(name, getattr(update, name))
+
+
+class _Actor(nn.Module):
+    """SB3's actor as a function: mean and log standard deviation before squashing."""
+
+    def __init__(self, actor: Any) -> None:
+        super().__init__()
+        self.actor = actor
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Both (batch, m) for states (batch, n)."""
+        mean, log_std, _ = self.actor.get_action_dist_params(states)
+        return mean, log_std
+
+
+class StackedActors:
+    """SB3's actors, ordinary or Lipschitz, as one function; see `Stacked`.
+
+    Args:
+        actors: of equal structure.
+    """
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._bounded = isinstance(actors[0], LipschitzSacActor)  # its mean is a network of its own
+        self._parts = [Stacked([getattr(a, name) for a in actors]) for name in ("latent_pi", "mu", "log_std")]
+        self.leaves = [leaf for part in self._parts for leaf in part.leaves]
+
+    def __call__(self, leaves: Sequence[Tensor], states: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation before squashing, (actors, batch, m), at states (actors, batch, n)."""
+        rest, split = list(leaves), []
+        for part in self._parts:
+            split.append(rest[: len(part.leaves)])
+            rest = rest[len(part.leaves) :]
+        trunk, mean, log_std = self._parts
+        h = trunk(split[0], states)
+        return mean(split[1], states if self._bounded else h), log_std(split[2], h).clamp(*LOG_STD)
 
 
 class SAC(stable_baselines3.SAC):
@@ -32,15 +108,29 @@ class SAC(stable_baselines3.SAC):
     Args:
         policy, env, others: as in Stable-Baselines3.
         smoothness: regularisation of the critics.
+        compiled: compile the update (10 to 20 seconds once; needs a C++ compiler or a CUDA device).
+
+    Attributes:
+        learner: with the agent's update, of which it may be one of several agents. memory: its part of that state.
+        draws, steps: random numbers of its updates and of its actions in the environment.
+        seconds: wall time by phase.
 
     Raises:
-        UserError: image observations, use_sde, several steps per target, or critics that are not ReLU networks.
+        UserError: image observations, use_sde, several steps per target, other optimisers than Adam, or a spectral
+            bound on critics that are no plain networks.
     """
 
-    def __init__(self, policy: Any, env: Any, *, smoothness: Smoothness | None = None, **others: Any) -> None:
+    learner: "Learner"
+    memory: Memory
+
+    def __init__(
+        self, policy: Any, env: Any, *, smoothness: Smoothness | None = None, compiled: bool = False, **others: Any
+    ) -> None:
         self.smoothness = smoothness if smoothness is not None else Smoothness()
-        self._scale: np.ndarray[Any, np.dtype[np.float32]] | None = None
-        self._scaled_at = 0
+        self.compiled = compiled
+        self.seconds = {phase: 0.0 for phase in PHASES}
+        self._deviation: Tensor | None = None
+        self._measured = 0
         super().__init__(policy, env, **others)
 
     def _setup_model(self) -> None:
@@ -48,27 +138,72 @@ class SAC(stable_baselines3.SAC):
             raise UserError("SAC with smooth critics supports neither use_sde nor targets over several steps")
         super()._setup_model()
         shape = self.observation_space.shape
-        if shape is None or len(shape) != 1:
-            raise UserError(f"SAC with smooth critics needs a box of one axis, found observations {shape}")
+        if not isinstance(self.observation_space, spaces.Box) or shape is None or len(shape) != 1:
+            raise UserError(f"SAC with smooth critics needs observations in a box of one axis, found {shape}")
+        if self.policy.optimizer_class is not torch.optim.Adam or self.policy.optimizer_kwargs:
+            raise UserError("SAC with smooth critics trains with Adam and its defaults")
         if self.smoothness.layer_norm:
             with_layer_norm(self.critic)
             with_layer_norm(self.critic_target)
             self.critic_target.load_state_dict(self.critic.state_dict())
-        self._critics, self._targets = StackedCritics(self.critic), StackedCritics(self.critic_target)
-        self._spectral = SpectralNorms(self._critics, self.smoothness)
-        rate: dict[str, Any] = {"lr": self.lr_schedule(1), "fused": True}
-        self.critic.optimizer = torch.optim.Adam(self._critics.leaves(), **rate)
-        self.actor.optimizer = torch.optim.Adam(self.actor.parameters(), **rate)
-        self._actor_leaves = [leaf for leaf in self.actor.parameters() if leaf.requires_grad]
+        if type(self.actor) not in (Actor, LipschitzSacActor) or not isinstance(
+            self.actor.features_extractor, FlattenExtractor
+        ):
+            raise UserError("SAC with smooth critics needs the actor of MlpPolicy or LipschitzMlpPolicy")
+        self._acting = _Actor(self.actor)  # on the CPU, where the environment is
+        if self.device.type != "cpu":
+            self._acting = copy.deepcopy(self._acting).cpu()
+        self.draws = torch.Generator(self.device).manual_seed(seed_of(self.seed or 0, "updates"))
+        self.steps = torch.Generator().manual_seed(seed_of(self.seed or 0, "actions"))
+        Learner([self])
 
     def _excluded_save_params(self) -> list[str]:
-        derived = ["_critics", "_targets", "_spectral", "_actor_leaves"]
-        return [*super()._excluded_save_params(), *derived]
+        return [*super()._excluded_save_params(), "learner", "memory", "draws", "steps", "_acting", "_deviation"]
 
-    def set_parameters(self, *arguments: Any, **others: Any) -> None:
-        """As in Stable-Baselines3; the singular vectors are those of the new matrices."""
-        super().set_parameters(*arguments, **others)
-        self._spectral = SpectralNorms(self._critics, self.smoothness)
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "memory"], []
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Add the wall time of the block to a phase; on a GPU what was queued is waited for."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[phase] += time.perf_counter() - start
+
+    def collect_rollouts(self, *arguments: Any, **others: Any) -> RolloutReturn:
+        """As in Stable-Baselines3, timed."""
+        with self.clock("environment"):
+            return super().collect_rollouts(*arguments, **others)
+
+    def _store_transition(
+        self, replay_buffer: Any, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
+    ) -> None:
+        """As in Stable-Baselines3.
+
+        Raises:
+            UserError: an observation or a reward that is not finite.
+        """
+        if not (np.isfinite(new_obs).all() and np.isfinite(reward).all()):
+            raise UserError(f"the environment returned a number that is not finite at step {self.num_timesteps}")
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def rate(self) -> float:
+        """Learning rate of now."""
+        return self.lr_schedule(self._current_progress_remaining)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[Actions, Actions]:
+        """As in Stable-Baselines3, with this agent's own random numbers; the action and the scaled one."""
+        if self.num_timesteps < learning_starts or action_noise is not None:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        with torch.no_grad():
+            mean, log_std = self._acting(torch.as_tensor(np.asarray(self._last_obs), dtype=torch.float32))
+            noise = torch.randn(mean.shape, generator=self.steps)
+            scaled = (mean + log_std.exp() * noise).tanh().numpy()
+        return self.policy.unscale_action(scaled), scaled
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Updates of temperature, critics, actor and target critics, in this order, `gradient_steps` times.
@@ -76,17 +211,110 @@ class SAC(stable_baselines3.SAC):
         Raises:
             UserError: the critics' loss is not finite.
         """
-        self.policy.set_training_mode(True)
-        optimizers = [self.actor.optimizer, self.critic.optimizer]
-        if self.ent_coef_optimizer is not None:
-            optimizers.append(self.ent_coef_optimizer)
-        self._update_learning_rate(optimizers)
-        scale = self._observation_scale()
-        totals = torch.zeros(3, device=self.device)
-        for _ in range(gradient_steps):
-            totals += self._update(self._sample(batch_size), scale)
-        self._n_updates += gradient_steps
-        critic_loss, actor_loss, temperature = (totals / gradient_steps).tolist()
+        train_together([self], gradient_steps, batch_size)
+
+    def batches(self, count: int, size: int) -> Batch:
+        """Transitions and noise of `count` updates: the fields of `Batch` without the agents' axis, (count, ...)."""
+        states, actions, rewards, next_states, going = self._transitions(count, size)
+        noise, next_noise = (torch.randn(actions.shape, generator=self.draws, device=self.device) for _ in range(2))
+        smooth, shape = self.smoothness, (count, self.learner.each, size, states.shape[-1])
+        start = torch.zeros(1, device=self.device).expand(shape)
+        if smooth.perturbation in ("uniform", "pgd"):
+            start = 2 * torch.rand(shape, generator=self.draws, device=self.device) - 1
+        scale = self._scale(states, actions)
+        return Batch(states, actions, rewards, next_states, going, noise, next_noise, start, scale)
+
+    def _transitions(self, count: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Random rows of the replay buffer: states, actions, rewards, next states, going; (count, size, ...)."""
+        stored = self.stored()
+        at = torch.randint(stored, (count * size,), generator=self.draws, device=self.device)
+        states, actions, rewards, next_states, going = (
+            part.view(count, size, *part.shape[1:]) for part in self.replay(at.cpu())
+        )
+        return states, actions, rewards, next_states, going
+
+    def stored(self) -> int:
+        """Number of transitions in the replay buffer."""
+        assert self.replay_buffer is not None
+        return self.replay_buffer.size() * self.n_envs
+
+    def replay(self, at: Tensor | slice) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Stored transitions by number: states, scaled actions, rewards, next states, 1 where the episode goes on."""
+        memory = self.replay_buffer
+        if not isinstance(memory, ReplayBuffer) or memory.optimize_memory_usage or self._vec_normalize_env is not None:
+            raise UserError(
+                "SAC with smooth critics needs SB3's plain ReplayBuffer and an environment without VecNormalize"
+            )
+
+        def rows(array: Any) -> Tensor:
+            flat = torch.from_numpy(array).flatten(0, 1)  # shares the buffer's memory
+            return flat[at].to(self.device, torch.float32, non_blocking=True)
+
+        ended = rows(memory.dones) * (1 - rows(memory.timeouts))
+        states, next_states = rows(memory.observations), rows(memory.next_observations)
+        return states, rows(memory.actions), rows(memory.rewards), next_states, 1 - ended
+
+    def _scale(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Unit of the robust term's radius, (count, 1, n): the standard deviation of each observation stored."""
+        if self.smoothness.unit == "model":
+            raise UserError("the unit model of epsilon needs an agent with a dynamics model: MBPO")
+        return self.deviation().expand(len(states), 1, -1)
+
+    def deviation(self) -> Tensor:
+        """Standard deviation of each observation stored, (n,), 1 where constant; measured as the buffer grows."""
+        stored = self.stored()
+        if self._deviation is None or stored >= 1.1 * self._measured:
+            found = self.replay(slice(0, stored))[0].double().std(0, correction=0).float()
+            self._deviation, self._measured = torch.where(found < 1e-12, 1.0, found), stored
+        return self._deviation
+
+    def gradient_norms(self, states: Tensor, actions: Tensor) -> Tensor:
+        """|grad Q| in state and scaled action of the critic that is steeper, (batch,)."""
+        point = torch.cat([states, actions], -1).detach().requires_grad_()
+        norms = []
+        for net in self.critic.q_networks:
+            (slope,) = torch.autograd.grad(net(point).sum(), point)
+            norms.append(slope.norm(dim=-1))
+        return torch.stack(norms).amax(0)
+
+    def explore(self, states: Tensor, draws: torch.Generator) -> Tensor:
+        """Scaled actions (rows, m) of the stochastic policy at states (rows, n), without gradient."""
+        with torch.no_grad():
+            mean, log_std = _Actor(self.actor)(states)
+            noise = torch.randn(mean.shape, generator=draws, device=self.device)
+            return (mean + log_std.exp() * noise).tanh()  # type: ignore[no-any-return]
+
+    def prepare(self) -> None:
+        """Before updates: set the spectral bound once enough were made without it."""
+        unset = self.smoothness.beta is None and torch.isinf(self.memory.beta).item()
+        if self.smoothness.spectral == "none" or not unset or self._n_updates < CALIBRATION:
+            return
+        states, actions, *_ = self._transitions(1, 1024)
+        steep = self.gradient_norms(states[0], actions[0]).quantile(PERCENTILE)
+        layers = len(self.learner.update.critics.matrices())
+        self.memory.beta.copy_(steep ** (1 / layers))
+        self.logger.record("train/beta", float(self.memory.beta))
+
+    def _refresh(self) -> None:
+        """Bring the actor that acts up to date, where it is a copy."""
+        if self.device.type != "cpu":
+            for copied, leaf in zip(self._acting.actor.parameters(), self.actor.parameters(), strict=True):
+                copied.data.copy_(leaf.data)
+
+    def set_parameters(self, *arguments: Any, **others: Any) -> None:
+        """As in Stable-Baselines3."""
+        super().set_parameters(*arguments, **others)
+        self._refresh()
+
+    def report(self, losses: Sequence[float], updates: int) -> None:
+        """Count and log updates.
+
+        Raises:
+            UserError: the critics' loss is not finite.
+        """
+        self._n_updates += updates
+        self._refresh()
+        critic_loss, actor_loss, temperature = losses
         if not np.isfinite(critic_loss):
             raise UserError(f"SAC diverged after {self._n_updates} updates: its critics' loss is {critic_loss}")
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -94,90 +322,125 @@ class SAC(stable_baselines3.SAC):
         self.logger.record("train/actor_loss", actor_loss)
         self.logger.record("train/ent_coef", temperature)
 
-    def _update(self, batch: Batch, scale: Tensor) -> Tensor:
-        """One update; critics' loss, actor's loss and temperature, still on the device."""
-        states, actions, rewards, next_states, going = batch
-        smooth, critics = self.smoothness, self._critics
-        chosen, log_prob = self._act(states)
-        temperature = self._temperature(log_prob)
-        with torch.no_grad():
-            next_actions, next_log_prob = self._act(next_states)
-            value = self._targets(torch.cat([next_states, next_actions], -1)).amin(0) - temperature * next_log_prob
-            target = rewards + going * self.gamma * value
-        critic_loss = 0.5 * (critics(torch.cat([states, actions], -1)) - target).square().mean(1).sum()
-        objective = critic_loss
-        if smooth.perturbation != "none":
-            at = (states, actions) if smooth.on == "state" else (next_states, next_actions)
-            objective = objective + robust_penalty(critics, *at, scale, smooth)
-        if smooth.spectral == "soft":
-            objective = objective + smooth.spectral_weight * self._spectral.excess()
-        _step(self.critic.optimizer, objective, critics.leaves())
-        if smooth.spectral == "hard":
-            self._spectral.project_()
-        best = critics(torch.cat([states, chosen], -1), frozen=True).amin(0)
-        actor_loss = (temperature * log_prob - best).mean()
-        _step(self.actor.optimizer, actor_loss, self._actor_leaves)
-        with torch.no_grad():
-            torch._foreach_lerp_(self._targets.leaves(), critics.leaves(), self.tau)
-        return torch.stack([critic_loss.detach(), actor_loss.detach(), temperature])
 
-    def _temperature(self, log_prob: Tensor) -> Tensor:
-        """The temperature of this update, before its own step towards the target entropy."""
-        if self.ent_coef_optimizer is None:
-            return self.ent_coef_tensor
-        assert self.log_ent_coef is not None
-        temperature = self.log_ent_coef.detach().exp().squeeze()
-        loss = -(self.log_ent_coef * (log_prob.detach() + float(self.target_entropy))).mean()
-        _step(self.ent_coef_optimizer, loss, [self.log_ent_coef])
-        return temperature
+class Learner:
+    """The update of several agents as one batch; it becomes the learner of each.
 
-    def _act(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Sampled scaled actions (batch, m) and their log-probabilities (batch,), as SB3's squashed Gaussian."""
-        mean, log_std, _ = self.actor.get_action_dist_params(states)
-        noise = torch.randn_like(mean)
-        raw = mean + log_std.exp() * noise
-        actions = raw.tanh()
-        density = -0.5 * noise.square() - log_std - 0.5 * float(np.log(2 * np.pi))
-        return actions, (density - (1 - actions.square() + 1e-6).log()).sum(-1)
+    Args:
+        agents: of one shape and with equal settings of the update.
 
-    def _sample(self, batch_size: int) -> Batch:
-        """States, actions, rewards, next states, and one where the episode goes on: truncation is not termination."""
-        memory = self.replay_buffer
-        if not isinstance(memory, ReplayBuffer) or memory.optimize_memory_usage or self._vec_normalize_env is not None:
-            raise UserError(
-                "SAC with smooth critics needs SB3's plain ReplayBuffer and an environment without VecNormalize"
-            )
-        filled = memory.buffer_size if memory.full else memory.pos
-        rows = np.random.randint(0, filled, size=batch_size)
-        envs = np.random.randint(0, high=memory.n_envs, size=(batch_size,))
-        at = torch.from_numpy(rows * memory.n_envs + envs)
+    Attributes:
+        agents: whose parameters are slices of the update's. update: see there. each: critics per agent.
 
-        def gather(array: Any) -> Tensor:
-            flat = torch.from_numpy(array).reshape(-1, *array.shape[2:])  # shares the buffer's memory
-            return flat.index_select(0, at).to(self.device, torch.float32, non_blocking=True)
-
-        ended = gather(memory.dones) * (1 - gather(memory.timeouts))
-        states, next_states = gather(memory.observations), gather(memory.next_observations)
-        return states, gather(memory.actions), gather(memory.rewards), next_states, 1 - ended
-
-    def _observation_scale(self) -> Tensor:
-        """Standard deviation of each observation in the replay buffer, measured now and then."""
-        memory = self.replay_buffer
-        assert memory is not None
-        if self._scale is None or self.num_timesteps - self._scaled_at >= NORMALISER_INTERVAL:
-            filled = memory.buffer_size if memory.full else memory.pos
-            seen = memory.observations[:filled].reshape(-1, memory.observations.shape[-1])
-            deviation = seen.astype(np.float64).std(0)
-            self._scale = np.where(deviation < 1e-12, 1.0, deviation).astype(np.float32)
-            self._scaled_at = self.num_timesteps
-        return torch.from_numpy(self._scale).to(self.device)
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, leaves: list[Any]) -> None:
-    """One optimiser step on exactly these leaves.
-
-    A transposed gradient must be copied: fused Adam pairs entries by their place in memory, whatever the strides.
+    Raises:
+        UserError: agents that differ in what they share.
     """
-    for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
-        leaf.grad = gradient.contiguous()
-    optimizer.step()
+
+    def __init__(self, agents: Sequence[SAC]) -> None:
+        first, self.agents = agents[0], list(agents)
+        shared = [(a.gamma, a.tau, a.target_entropy, a.smoothness, a.device, a.compiled, str(a.policy)) for a in agents]
+        if any(one != shared[0] for one in shared):
+            raise UserError("agents that are trained together must have the same networks and settings of the update")
+        before = [getattr(agent, "memory", None) for agent in agents]
+        critics = Stacked([net for agent in agents for net in agent.critic.q_networks])
+        targets = Stacked([net for agent in agents for net in agent.critic_target.q_networks])
+        actors = StackedActors([agent.actor for agent in agents])
+        smooth, device, count = first.smoothness, first.device, len(agents)
+        constrained = _constrained(critics, smooth)
+        matrices = [critics.leaves[k] for k in constrained]
+        tuned = first.ent_coef_optimizer is not None
+        self.each = critics.count // count
+        self.update = Update(
+            actor=actors,
+            actor_leaves=actors.leaves,
+            critics=critics,
+            targets=targets,
+            log_temperature=torch.stack([_log_temperature(agent) for agent in agents]),
+            target_entropy=float(first.target_entropy) if tuned else None,
+            discount=first.gamma,
+            tau=first.tau,
+            smoothness=smooth,
+            constrained=constrained,
+            right=[torch.linalg.svd(matrix, full_matrices=False).Vh[:, 0].clone() for matrix in matrices],
+            count=torch.zeros(count, device=device, dtype=torch.float64),
+            rate=torch.zeros(count, device=device, dtype=torch.float64),
+            beta=torch.full((count,), float("inf") if smooth.beta is None else smooth.beta, device=device),
+        )
+        for k, agent in enumerate(agents):
+            memory, agent.memory, agent.learner = before[k], Memory(self.update, k, count), self
+            if memory is not None:
+                agent.memory.load_state_dict(memory.state_dict())
+            if agent.log_ent_coef is not None:
+                agent.log_ent_coef.data = agent.memory.log_temperature
+        self._step = _compiled(self.update) if first.compiled else self.update.step
+
+    def run(self, batches: Sequence[Batch]) -> list[list[float]]:
+        """As many updates as the batches hold; mean critics' loss, actor's loss and temperature of each agent."""
+        self.update.rate.copy_(torch.tensor([agent.rate() for agent in self.agents]))
+        fields = [torch.stack(parts, 1) for parts in zip(*[batch.tensors() for batch in batches], strict=True)]
+        totals = torch.zeros(len(batches), 3, device=self.update.count.device)
+        for at in range(len(fields[0])):
+            totals += self._step(*[part[at] for part in fields])
+        before = self.agents[0]._n_updates
+        if before // EXACT != (before + len(fields[0])) // EXACT:
+            self.update.project_exactly()
+        return (totals / len(fields[0])).tolist()
+
+
+def _compiled(update: Update) -> Callable[..., Tensor]:
+    """The update as one compiled function; every shape of agents is compiled once per process."""
+    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
+    return torch.compile(update.step, fullgraph=True)
+
+
+def train_together(agents: Sequence[SAC], gradient_steps: int, batch_size: int) -> None:
+    """Updates of several agents that share a learner, each from its own replay buffer."""
+    learner = agents[0].learner
+    for agent in agents:
+        agent.policy.set_training_mode(True)
+        agent.prepare()
+    start = time.perf_counter()
+    losses = learner.run([agent.batches(gradient_steps, batch_size) for agent in agents])
+    for agent in agents:
+        agent.seconds["updates"] += (time.perf_counter() - start) / len(agents)
+    for agent, row in zip(agents, losses, strict=True):
+        agent.report(row, gradient_steps)
+
+
+def _log_temperature(agent: SAC) -> Tensor:
+    if agent.log_ent_coef is not None:
+        return agent.log_ent_coef.detach().squeeze().clone()
+    return agent.ent_coef_tensor.detach().log().squeeze()
+
+
+def _constrained(critics: Stacked, smoothness: Smoothness) -> list[int]:
+    """Which of the critics' leaves are constrained.
+
+    Raises:
+        UserError: a constraint on critics that are not made of linear layers.
+    """
+    if smoothness.spectral == "none":
+        return []
+    matrices = critics.matrices()
+    if len(matrices) < 2:
+        raise UserError("a spectral constraint needs critics of linear layers; bounded critics have their own")
+    return {"all": matrices, "hidden": matrices[:-1], "penultimate": matrices[-2:-1]}[smoothness.layers]
+
+
+def with_layer_norm(critic: ContinuousCritic) -> None:
+    """Put a LayerNorm behind every hidden linear layer of every Q network, in place.
+
+    Raises:
+        UserError: critics that are not made of linear layers.
+    """
+    for k, net in enumerate(critic.q_networks):
+        parts: list[nn.Module] = []
+        linears = [part for part in net if isinstance(part, nn.Linear)]  # type: ignore[attr-defined]
+        if len(linears) < 2:
+            raise UserError("LayerNorm needs critics of linear layers")
+        for part in net:  # type: ignore[attr-defined]
+            parts.append(part)
+            if isinstance(part, nn.Linear) and part is not linears[-1]:
+                parts.append(nn.LayerNorm(part.out_features, device=part.weight.device))
+        critic.q_networks[k] = nn.Sequential(*parts)
+        setattr(critic, f"qf{k}", critic.q_networks[k])

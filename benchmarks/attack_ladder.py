@@ -68,14 +68,14 @@ def scattered() -> Loop:
 
 def cost(attack: Attack, seed: int) -> tuple[float, float, float]:
     """Cost of the episode, evaluations and Jacobians per step."""
-    found = Loops(Loop, 1).run(POLICY, attack, THREAT, (RADIUS,), episodes=1, seed=seed)
+    found = Loops(Loop).run(POLICY, attack, THREAT, (RADIUS,), episodes=1, seed=seed)
     spent = found.cost
     return -float(found.returns[0, 0]), spent.evaluations / STEPS, spent.jacobians / STEPS
 
 
 def scorer(seed: int) -> Callable[[Attack], float]:
     """Mean return under an attack on start states that have no part in the table."""
-    loops = Loops(scattered, 8)
+    loops = Loops(scattered)
     return lambda attack: float(loops.run(POLICY, attack, THREAT, (RADIUS,), episodes=8, seed=seed).returns.mean())
 
 

@@ -10,6 +10,7 @@ Rows:
     training-speed         seconds to train a 2x64 sandwich policy on 10,000 pairs
     mujoco-clones          Hopper and HalfCheetah: PPO experts (a million steps each), cloned with and without bounds,
                            attacked; 40 minutes, in the folder runs/mujoco-clones, where it goes on if interrupted
+    mbpo-GROUP             smooth critics in model-based learning, GROUP as in `mbpo_study.py`
     iclrnn-PART            the studies of process models, PART as in `iclrnn_study.py`, which writes iclrnn-PART.json
 """
 
@@ -31,6 +32,7 @@ import numpy as np
 from certify_speed import processor, versions
 from iclrnn_study import ROWS as ICLRNN
 from matplotlib.figure import Figure
+from mbpo_study import ROWS as MBPO
 from numpy.typing import NDArray
 from rich.progress import track
 
@@ -391,13 +393,17 @@ def mujoco_clones() -> dict[str, Any]:
     return found
 
 
-ROWS: dict[str, Callable[[], dict[str, Any]]] = {
-    "bound-sweep": bound_sweep,
-    "double-integrator-mpc": double_integrator_mpc,
-    "reactor-mpc": reactor_mpc,
-    "training-speed": training_speed,
-    "mujoco-clones": mujoco_clones,
-} | {f"iclrnn-{part}": run for part, run in ICLRNN.items()}
+ROWS: dict[str, Callable[[], dict[str, Any]]] = (
+    {
+        "bound-sweep": bound_sweep,
+        "double-integrator-mpc": double_integrator_mpc,
+        "reactor-mpc": reactor_mpc,
+        "training-speed": training_speed,
+        "mujoco-clones": mujoco_clones,
+    }
+    | {f"iclrnn-{part}": run for part, run in ICLRNN.items()}
+    | MBPO
+)
 
 
 def main() -> None:

@@ -1,14 +1,16 @@
-"""Speed of SAC's update against Stable-Baselines3's own in the same process, and of the dynamics model; one thread.
+"""Speed of our SAC update against Stable-Baselines3's own in the same process, and of model-based training; one thread.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/train_speed.py
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/train_speed.py          # about 10 minutes, CPU
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/train_speed.py cuda     # the same on a GPU
 
-writes benchmarks/results/train_speed-cpu.json: updates per second (median over blocks, the variants taken in turn) at
-Hopper's sizes (11 observations, 3 actions, batch 256), and the model's gradient steps and predicted rows per second.
+writes benchmarks/results/train_speed-<device>.json: updates per second of all agents together (median over blocks, the
+variants taken in turn) at Hopper's sizes (11 observations, 3 actions, batch 256), the share of the arithmetic limit,
+the model's gradient steps and sampled rows per second, and the phases of a short run on Hopper.
 """
 
 import json
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +20,32 @@ import torch
 from certify_speed import processor, versions
 from stable_baselines3.common.logger import Logger
 
+from lipctrl.agents.mbpo import MBPO, RolloutSettings
 from lipctrl.agents.regularisation import Smoothness
-from lipctrl.agents.sac import SAC
+from lipctrl.agents.sac import SAC, Learner, train_together
+from lipctrl.agents.together import learn_together
 from lipctrl.files import write_text
 from lipctrl.models.dynamics import Dynamics, DynamicsSettings
 
 BLOCKS, BATCH, ROWS = 9, 256, 5000
-VARIANTS = {
-    "ours": Smoothness(),
-    "ours, LayerNorm": Smoothness(layer_norm=True),
-    "ours, spectral hard": Smoothness(spectral="hard"),
-    "ours, uniform": Smoothness(perturbation="uniform"),
-    "ours, FGSM": Smoothness(perturbation="fgsm"),
-    "ours, PGD-3": Smoothness(perturbation="pgd"),
+SMOOTH = {
+    "LayerNorm": Smoothness(layer_norm=True),
+    "spectral hard": Smoothness(spectral="hard"),
+    "uniform": Smoothness(perturbation="uniform"),
+    "FGSM": Smoothness(perturbation="fgsm"),
+    "PGD-3": Smoothness(perturbation="pgd"),
 }
-RESULT = Path(__file__).parent / "results" / "train_speed-cpu.json"
+RESULTS = Path(__file__).parent / "results"
 
 
-def agent(width: int, smoothness: Smoothness | None) -> stable_baselines3.SAC:
+def agent(width: int, device: str, smoothness: Smoothness | None, *, compiled: bool, seed: int = 0) -> Any:
     """SB3's agent (None) or ours, with a replay buffer of random transitions."""
     shape: dict[str, Any] = {"net_arch": [width, width]}
-    common: dict[str, Any] = {"policy_kwargs": shape, "seed": 0, "device": "cpu", "buffer_size": ROWS}
+    common: dict[str, Any] = {"policy_kwargs": shape, "seed": seed, "device": device, "buffer_size": ROWS}
     if smoothness is None:
         model = stable_baselines3.SAC("MlpPolicy", "Hopper-v5", **common)
     else:
-        model = SAC("MlpPolicy", "Hopper-v5", smoothness=smoothness, **common)
+        model = SAC("MlpPolicy", "Hopper-v5", smoothness=smoothness, compiled=compiled, **common)
     rng, memory = np.random.default_rng(0), model.replay_buffer
     assert memory is not None
     for _ in range(ROWS):
@@ -52,63 +55,130 @@ def agent(width: int, smoothness: Smoothness | None) -> stable_baselines3.SAC:
     return model
 
 
-def rate(work: Callable[[], object], count: int) -> float:
-    """How many per second, `work` doing `count` of them."""
-    start = time.perf_counter()
-    work()
-    return count / (time.perf_counter() - start)
+def agents(count: int, *arguments: Any, **others: Any) -> list[SAC]:
+    """Ours, sharing a learner."""
+    made = [agent(*arguments, **others, seed=seed) for seed in range(count)]
+    if count > 1:
+        Learner(made)
+    return made
 
 
-def updates(width: int) -> dict[str, dict[str, float]]:
-    """Updates per second of every variant at one width."""
-    models = {"Stable-Baselines3": agent(width, None)} | {name: agent(width, s) for name, s in VARIANTS.items()}
-    count = 40 if width > 100 else 100
-    found: dict[str, list[float]] = {name: [] for name in models}
-    for block in range(BLOCKS + 1):
-        for name, model in models.items():
-            speed = rate(lambda m=model: m.train(count, BATCH), count)  # type: ignore[misc]
-            if block:
-                found[name].append(speed)
-    own = np.array(found["Stable-Baselines3"])
+def wait(device: str) -> None:
+    """Until a GPU has done what was asked of it."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def updates(width: int, device: str, many: int) -> dict[str, dict[str, float]]:
+    """Updates per second of every variant at one width; `many` agents in the last ones."""
+    groups: dict[str, list[Any]] = {
+        "Stable-Baselines3": [agent(width, device, None, compiled=False)],
+        "ours, not compiled": agents(1, width, device, Smoothness(), compiled=False),
+        "ours": agents(1, width, device, Smoothness(), compiled=True),
+    }
+    groups |= {f"ours, {name}": agents(1, width, device, smooth, compiled=True) for name, smooth in SMOOTH.items()}
+    groups[f"ours, {many} agents"] = agents(many, width, device, Smoothness(), compiled=True)
+    steps, found = 40 if width > 100 else 100, {name: list[float]() for name in groups}
+    for block in range(BLOCKS + 2):
+        for name, models in groups.items():
+            count = max(5, steps // len(models))
+            start = time.perf_counter()
+            if name == "Stable-Baselines3":
+                models[0].train(count, BATCH)
+            else:
+                train_together(models, count, BATCH)
+            wait(device)
+            if block > 1:
+                found[name].append(count * len(models) / (time.perf_counter() - start))
+    own, limit = np.array(found["Stable-Baselines3"]), arithmetic_limit(width, device)
     return {
         name: {
             "updates_per_s": round(float(np.median(speeds)), 1),
             "ratio_to_sb3": round(float(np.median(np.array(speeds) / own)), 2),
+            "share_of_arithmetic_limit": round(float(np.median(speeds)) / limit, 3),
         }
         for name, speeds in found.items()
     }
 
 
-def dynamics(members: int) -> dict[str, float]:
-    """Gradient steps and sampled rows per second of a model of four layers of 200."""
-    model = Dynamics(11, 3, DynamicsSettings(members=members, elites=max(1, members - 2), cap=40))
-    g = torch.Generator().manual_seed(0)
-    x, u, y = (torch.randn(ROWS, size, generator=g) for size in (11, 3, 11))
+def arithmetic_limit(width: int, device: str) -> float:
+    """Updates per second if only the plain update's matrix products cost time, at the speed of a large product.
+
+    Multiply-adds: the target and the actor's log-probability evaluate actor and critics forward; the critics' step
+    costs three passes of the critics, the actor's three of the actor and two of the critics.
+    """
+    a = torch.randn(1024, 1024, device=device)
+    for _ in range(3):
+        a @ a
+    wait(device)
+    start = time.perf_counter()
+    for _ in range(10):
+        a @ a
+    wait(device)
+    speed = 10 * 2 * 1024**3 / (time.perf_counter() - start)
+    actor, critics = 11 * width + width**2 + width * 6, 2 * (14 * width + width**2 + width)
+    return speed / (2 * BATCH * ((1 + 3) * actor + (1 + 3 + 2) * critics))
+
+
+def dynamics(members: int, width: int, device: str) -> dict[str, float]:
+    """Gradient steps and sampled rows per second."""
+    depth = 4 if width == 200 else 3
+    settings = DynamicsSettings(members=members, elites=max(1, members - 2), width=width, depth=depth, cap=40)
+    model = Dynamics(11, 3, settings, device=device)
+    g = torch.Generator(device).manual_seed(0)
+    x, u, y = (torch.randn(ROWS, size, generator=g, device=device) for size in (11, 3, 11))
     steps, rows = [], []
     for block in range(BLOCKS + 1):
         start = time.perf_counter()
         done = model.fit(x, u, y[:, 0], y).steps
         fitted = done / (time.perf_counter() - start)
-        sampled = rate(lambda: model.sample(x, u, g), ROWS)
+        start = time.perf_counter()
+        model.sample(x, u, g)
+        wait(device)
         if block:
             steps.append(fitted)
-            rows.append(sampled)
+            rows.append(ROWS / (time.perf_counter() - start))
     return {"steps_per_s": round(float(np.median(steps)), 1), "rows_per_s": round(float(np.median(rows)))}
+
+
+def phases(count: int, device: str) -> dict[str, float]:
+    """Real steps per second of all agents and the share of each phase, on Hopper after compiling, 10 updates a step."""
+    made: list[MBPO] = [
+        MBPO(
+            "MlpPolicy", "Hopper-v5", seed=seed, device=device, compiled=True, learning_starts=300, batch_size=BATCH,
+            gradient_steps=10, buffer_size=ROWS, policy_kwargs={"net_arch": [64, 64]},
+            dynamics=DynamicsSettings(width=100, depth=3, cap=500), rollouts=RolloutSettings(),
+        )
+        for seed in range(count)
+    ]  # fmt: skip
+    learn_together(made, 310)  # compiles
+    for one in made:
+        one.seconds = dict.fromkeys(one.seconds, 0.0)
+    start = time.perf_counter()
+    learn_together(made, 750, reset_num_timesteps=False)
+    wall = time.perf_counter() - start
+    spent = {phase: sum(one.seconds[phase] for one in made) for phase in made[0].seconds}
+    shares = {phase: round(seconds / sum(spent.values()), 3) for phase, seconds in spent.items()}
+    return {"real_steps_per_s": round(750 * count / wall, 1), **shares}
 
 
 def main() -> None:
     """Measure and write the result."""
     torch.set_num_threads(1)
-    result = {
-        "processor": processor(),
-        "versions": versions(),
+    device = "cuda" if sys.argv[1:] == ["cuda"] else "cpu"
+    many = 8 if device == "cpu" else 32
+    result: dict[str, Any] = {
+        "processor": processor() if device == "cpu" else torch.cuda.get_device_name(),
+        "versions": versions() | {"torch": torch.__version__, "stable-baselines3": stable_baselines3.__version__},
         "threads": 1,
         "batch": BATCH,
-        "updates": {str(width): updates(width) for width in (64, 256)},
-        "dynamics": {str(members): dynamics(members) for members in (1, 7)},
-        "cuda": "not measured",
+        "updates": {str(width): updates(width, device, many) for width in (64, 256)},
+        "dynamics": {f"{m} x {w}": dynamics(m, w, device) for m in (1, 7) for w in (100, 200)},
+        "phases": {str(count): phases(count, device) for count in (1, many)},
     }
-    write_text(RESULT, json.dumps(result, indent=1) + "\n")
+    if device != "cpu":
+        result["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+    write_text(RESULTS / f"train_speed-{device}.json", json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,14 @@ STEP = 1e-4  # relative step of the differences for policies without a Jacobian:
 
 @dataclass
 class Cost:
-    """What a search spent: policy evaluations and Jacobians, counted per observation."""
+    """What a search spent: policy evaluations and Jacobians, counted per observation, closed loops with their steps,
+    and how many of these loops failed."""
 
     evaluations: int = 0
     jacobians: int = 0
+    loops: int = 0
+    steps: int = 0
+    failures: int = 0
 
 
 @dataclass
@@ -32,7 +36,8 @@ class Context:
     Attributes:
         observation: true observations, shape (batch, n).
         policy: the policy under attack.
-        ball: where the perturbation of each row must lie.
+        ball: where the disturbance of each row must lie, k numbers in the units of the threat's channel (k = n for
+            the observation).
         episodes: rows per radius.
         random: generator of the attack.
         cost: counted up by the attack.
@@ -46,9 +51,8 @@ class Context:
     cost: Cost = field(default_factory=Cost)
 
     def draw(self, kind: Callable[[tuple[int, int]], Array]) -> Array:
-        """Draws of shape (batch, n), equal for all radii of an episode."""
-        rows, n = self.observation.shape
-        return np.tile(kind((self.episodes, n)), (rows // self.episodes, 1))
+        """Draws of shape (batch, k), equal for all radii of an episode."""
+        return np.tile(kind((self.episodes, len(self.ball.scale))), (len(self.observation) // self.episodes, 1))
 
     def act(self, observation: Array) -> Array:
         """The deployed policy's actions (batch, m)."""
@@ -69,8 +73,11 @@ class Context:
 
 
 class Attack(Protocol):
-    """A search over the ball of a context."""
+    """A search over the ball of a context, step by step; on channels that act once per episode it is asked once."""
+
+    timed: ClassVar[bool]
+    """Whether it chooses when to spend a budget over the episode; for the others the loop spreads it."""
 
     def perturb(self, context: Context) -> Array:
-        """A perturbation of each row, shape (batch, n), inside the ball."""
+        """A disturbance of each row, shape (batch, k), inside the ball."""
         ...

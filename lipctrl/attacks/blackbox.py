@@ -12,12 +12,13 @@ shows up as weaker under `mad` than under `spsa`. Every query is counted.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipctrl.attacks.ascent import ProjectedAscent
 from lipctrl.attacks.attack import Context
-from lipctrl.attacks.search import ProjectedAscent
 from lipctrl.files import UserError
 
 Array = NDArray[np.float64]
@@ -32,6 +33,7 @@ class Spsa(ProjectedAscent):
         probe: h, as a part of the radius.
     """
 
+    timed: ClassVar[bool] = False
     directions: int = 8
     probe: float = 0.1
 

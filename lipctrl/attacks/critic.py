@@ -15,13 +15,13 @@ hides the damage.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipctrl.attacks.ascent import ProjectedAscent
 from lipctrl.attacks.attack import Context
-from lipctrl.attacks.search import ProjectedAscent
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 
@@ -88,6 +88,7 @@ class StateValue:
 class CriticAttack:
     """Projected descent on a critic."""
 
+    timed: ClassVar[bool] = False
     critic: Critic
     ascent: ProjectedAscent = field(default_factory=ProjectedAscent)
 

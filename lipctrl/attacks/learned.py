@@ -15,13 +15,13 @@ undo; here the sign is that of the objective and the search takes several projec
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipctrl.attacks.ascent import Objective, ProjectedAscent
 from lipctrl.attacks.attack import Context
-from lipctrl.attacks.search import Objective, ProjectedAscent
 from lipctrl.nn.plain import PlainNet
 
 Array = NDArray[np.float64]
@@ -79,6 +79,7 @@ class LearnedAttack:
         steer: what the outputs do: `scaled_perturbation` (SA-RL) or `along_direction` (PA-AD).
     """
 
+    timed: ClassVar[bool] = False
     net: PlainNet
     steer: Steered
 

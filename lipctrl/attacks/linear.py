@@ -1,17 +1,19 @@
-"""Exact worst cases of linear loops under observation attacks that are planned over the whole episode.
+"""Exact worst cases of linear loops under disturbances that are planned over the whole episode.
 
-For x+ = A x + B u with u = -K (x + d_t) and cost sum x'Qx + u'Ru plus x_T'P x_T, the cost is a quadratic form of the
-stacked perturbations z = (d_0, .., d_{T-1}),
+For x+ = A x + B u with u = -K (x + d_t), or a disturbance of the action or the state instead, and cost sum x'Qx + u'Ru
+plus x_T'P x_T, the cost is a quadratic form of the stacked disturbances z = (d_0, .., d_{T-1}),
 
     cost = z'M z + 2 b'z + c,      M positive semidefinite,
 
 so that its largest value under an energy budget is a trust-region problem (Moré and Sorensen, SIAM Journal on
 Scientific and Statistical Computing 4, 1983, with the hard case), and under limits on every entry lies at a vertex.
-With the optimal K the cross term b vanishes, and the worst case separates over time (`lipctrl.attacks.oracle`).
+With the optimal K the cross term b of the observation vanishes, and its worst case separates over time
+(`lipctrl.attacks.oracle`).
 """
 
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy.optimize
@@ -20,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from lipctrl.files import UserError
 
 Array = NDArray[np.float64]
+Channel = Literal["observation", "action", "disturbance"]
 LARGEST = 16  # entries whose sign vectors are still enumerated
 TAIL = 1e-14  # relative size of the impulse response at which a sum over it ends
 LONGEST = 100_000  # steps of an impulse response
@@ -109,25 +112,46 @@ class LinearLoop:
             x = self.A @ x + self.B @ u
         return total + float(x @ self.P @ x)
 
-    def stacked(self, x0: ArrayLike, steps: int) -> Quadratic:
-        """The cost as a quadratic form of the stacked perturbations (T n,)."""
-        n, start = len(self.A), np.asarray(x0, np.float64)
-        closed, push = self.A - self.B @ self.K, -self.B @ self.K
-        reached, drift = np.zeros((n, steps * n)), start  # x_t = drift + reached z
-        M, b, c = np.zeros((steps * n, steps * n)), np.zeros(steps * n), 0.0
+    def stacked(self, x0: ArrayLike, steps: int, channel: Channel = "observation") -> Quadratic:
+        """The cost as a quadratic form of the stacked disturbances (T k,) of a channel.
+
+        "observation": u = -K (x + d); "action": u = -K x + d; "disturbance": x+ = A x + B u + d.
+        """
+        n, m, start = len(self.A), self.B.shape[1], np.asarray(x0, np.float64)
+        to_input, to_state = {
+            "observation": (-self.K, -self.B @ self.K),
+            "action": (np.eye(m), self.B),
+            "disturbance": (np.zeros((m, n)), np.eye(n)),
+        }[channel]
+        k, closed = to_input.shape[1], self.A - self.B @ self.K
+        reached, drift = np.zeros((n, steps * k)), start  # x_t = drift + reached z
+        M, b, c = np.zeros((steps * k, steps * k)), np.zeros(steps * k), 0.0
 
         def add(rows: Array, offset: Array, weight: Array) -> None:
             nonlocal M, b, c
             M, b, c = M + rows.T @ weight @ rows, b + rows.T @ weight @ offset, c + float(offset @ weight @ offset)
 
         for t in range(steps):
-            here = np.zeros((n, steps * n))
-            here[:, t * n : (t + 1) * n] = np.eye(n)
+            here = np.zeros((k, steps * k))
+            here[:, t * k : (t + 1) * k] = np.eye(k)
             add(reached, drift, self.Q)
-            add(-self.K @ (reached + here), -self.K @ drift, self.R)
-            reached, drift = closed @ reached + push @ here, closed @ drift
+            add(-self.K @ reached + to_input @ here, -self.K @ drift, self.R)
+            reached, drift = closed @ reached + to_state @ here, closed @ drift
         add(reached, drift, self.P)
         return Quadratic((M + M.T) / 2, b, c)
+
+    def held(self, x0: ArrayLike, steps: int, channel: Channel) -> Quadratic:
+        """The cost as a quadratic form of one disturbance (k,) that is held over the episode."""
+        whole = self.stacked(x0, steps, channel)
+        hold = np.tile(np.eye(len(whole.b) // steps), (steps, 1))
+        return Quadratic(hold.T @ whole.M @ hold, hold.T @ whole.b, whole.c)
+
+    def displaced(self, x0: ArrayLike, steps: int) -> Quadratic:
+        """The cost as a quadratic form of a displacement (n,) of the start state."""
+        form, closed, start = self.P, self.A - self.B @ self.K, np.asarray(x0, np.float64)
+        for _ in range(steps):
+            form = self.Q + self.K.T @ self.R @ self.K + closed.T @ form @ closed
+        return Quadratic(form, form @ start, float(start @ form @ start))
 
 
 def finite_horizon_gain(A: Array, B: Array, C: Array, steps: int) -> float:

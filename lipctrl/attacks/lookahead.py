@@ -6,6 +6,7 @@ that the cost of the coming steps, with a terminal cost, is largest.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import casadi as ca
 import numpy as np
@@ -27,6 +28,7 @@ class Lookahead:
         horizon: steps ahead. iterations: of `ascend` per step, from the shifted plan and from a random one.
     """
 
+    timed: ClassVar[bool] = False
     plant: Plant
     stage: StageCost
     terminal: Callable[[ca.SX], ca.SX]

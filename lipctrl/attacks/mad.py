@@ -2,17 +2,18 @@
 
     maximise |pi(s + d) - pi(s)|^2   over d in the ball
 
-by projected ascent (`lipctrl.attacks.search`), whose last steps are exact for linear policies. What counts is the
+by projected ascent (`lipctrl.attacks.ascent`), whose last steps are exact for linear policies. What counts is the
 deployed, clipped action.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipctrl.attacks.ascent import ProjectedAscent
 from lipctrl.attacks.attack import Context
-from lipctrl.attacks.search import ProjectedAscent
 
 Array = NDArray[np.float64]
 
@@ -20,6 +21,8 @@ Array = NDArray[np.float64]
 @dataclass(frozen=True)
 class MaximalActionDeviation(ProjectedAscent):
     """Projected-gradient search for the largest action deviation."""
+
+    timed: ClassVar[bool] = False
 
     def perturb(self, context: Context) -> Array:
         """See `Attack.perturb`."""

@@ -84,7 +84,7 @@ def apply(settings: AttackApplySettings) -> list[Line]:
     threat = Threat.parse(settings.threat or str(stored.facts["threat"]), deviation, signal_names(env)[0])
     assert env.observation_space.shape and env.action_space.shape
     attack = stored.attack(env.observation_space.shape[0], env.action_space.shape[0])
-    loops = Loops(lambda: make_env(env_id), 2 * settings.episodes)
+    loops = Loops(lambda: make_env(env_id))
     lines = []
     for one in found:
         runs = []

@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> None:
         settings.policy, env, lqr_expert(env) if settings.policy == "lqr" else None, settings.horizon
     )
     threat = Threat.parse(settings.threat, deviation_of((victim.net,), env), signal_names(env)[0])
-    loops = Loops(lambda: make_env(settings.env), settings.episodes)
+    loops = Loops(lambda: make_env(settings.env))
 
     def mean_return(attack: Attack, purpose: str) -> float:
         found = loops.run(
@@ -196,7 +196,7 @@ def facts_of(settings: AttackFitSettings, victim: Contender, threat: Threat) -> 
         "policy sha256": None if victim.net is None else victim.net.sha256(),
         "env": settings.env,
         "threat": settings.threat,
-        "deviation": list(threat.deviation),
+        "deviation": list(threat.deviation or ()),
         "radius": settings.radius,
         "candidates": settings.candidates,
         "episodes": settings.episodes,

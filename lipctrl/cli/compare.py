@@ -19,11 +19,10 @@ from rich.table import Table
 from lipctrl.attacks.threat import Threat
 from lipctrl.cli.evaluate import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
-from lipctrl.cli.fitted import check_attack
-from lipctrl.cli.progress import bar
-from lipctrl.cli.sections import deviation_of, searcher
+from lipctrl.cli.fitted import known_attack
+from lipctrl.cli.sections import check_attack, deviation_of, run_attack, searcher
 from lipctrl.config import parse
-from lipctrl.evaluation.rollout import Loops
+from lipctrl.evaluation.rollout import Loops, surrounded
 from lipctrl.evaluation.statistics import conditional_value_at_risk, interquartile_mean, probability_of_improvement
 from lipctrl.evaluation.statistics import stratified_bootstrap as bootstrap
 from lipctrl.evaluation.summary import clopper_pearson
@@ -41,13 +40,15 @@ class CompareSettings:
     env: str = "lipctrl/DoubleIntegrator-v0"
     """Gymnasium id of the environment."""
     threat: str = "observation:l2:raw"
-    """CHANNEL:NORM:UNITS, as for `lipctrl evaluate`."""
+    """CHANNEL:NORM:UNITS[:BUDGET][:ACCESS] or a YAML file, as for `lipctrl evaluate`."""
     radius: float = 0.1
     """Radius of the attack, in the threat's units."""
     attack: str = "mad"
     """Attack, see `lipctrl list`, or a file of `lipctrl attack fit`."""
     episodes: int = 30
     """Episodes, with the same start states for all policies."""
+    search: int = 100
+    """Closed loops that a search may spend per episode."""
     horizon: int = 10
     """Steps that "mpc" looks ahead."""
     seed: int = 0
@@ -56,10 +57,10 @@ class CompareSettings:
     """Where to write the table as JSON; by default nowhere."""
 
     def __post_init__(self) -> None:
-        check_attack(self.attack)
+        known_attack(self.attack)
         if not (np.isfinite(self.radius) and self.radius >= 0):
             raise ValueError(f"radius must be finite and not negative, found {self.radius}")
-        for name in ("episodes", "horizon"):
+        for name in ("episodes", "horizon", "search"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
 
@@ -128,17 +129,25 @@ def compare(settings: CompareSettings) -> list[Line]:
     env = make_env(settings.env)
     expert = lqr_expert(env) if "lqr" in settings.policies else None
     contenders = [contender_named(name, env, expert, settings.horizon) for name in settings.policies]
+    threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0], env)
+    check_attack(settings.attack, threat)  # refuses what does not fit before anything runs
     for one in contenders:
-        searcher(settings.attack, env, one)  # refuses what does not fit before anything runs
-    threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0])
+        searcher(settings.attack, env, one)
     radii = (0.0,) if settings.attack == "none" or settings.radius == 0 else (0.0, settings.radius)
-    loops = Loops(lambda: make_env(settings.env), len(radii) * settings.episodes)
-    found = []
-    for one in contenders:
-        with bar(f"{one.name} under {settings.attack}", loops.limit) as advance:
-            attack = searcher(settings.attack, loops.envs[0], one)
-            episodes, seed = settings.episodes, settings.seed
-            found.append(loops.run(one.policy, attack, threat, radii, episodes=episodes, seed=seed, progress=advance))
+    loops = Loops(lambda: surrounded(make_env(settings.env), threat))
+    found = [
+        run_attack(
+            loops,
+            searcher(settings.attack, loops.envs[0], one, settings.search),
+            one.policy,
+            threat,
+            radii,
+            episodes=settings.episodes,
+            seed=settings.seed,
+            label=f"{one.name} under {settings.attack}",
+        )
+        for one in contenders
+    ]
     return [
         line(one.name, radius, own.returns[r], int(own.terminated[r].sum()), found[0].returns[r])
         for r, radius in enumerate(radii)

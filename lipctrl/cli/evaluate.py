@@ -12,12 +12,13 @@ from rich.table import Table
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.bracket import certify
 from lipctrl.cli.experts import Env, Expert, lqr_expert, make_env, signal_names
-from lipctrl.cli.fitted import check_attack, fitted_facts
+from lipctrl.cli.fitted import fitted_facts, known_attack
 from lipctrl.cli.loading import load_network
 from lipctrl.cli.mpc_modes import mpc_with_backup
-from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate, searcher
+from lipctrl.cli.sections import Contender, Plan, check_attack, deviation_of, evaluate, searcher
 from lipctrl.config import parse
 from lipctrl.evaluation.report import Section, write
+from lipctrl.evaluation.rollout import surrounded
 from lipctrl.evaluation.summary import Row
 from lipctrl.files import RequirementFailed, UserError
 from lipctrl.nn.plain import PlainNet
@@ -34,7 +35,9 @@ class EvaluateSettings:
     env: str = "lipctrl/DoubleIntegrator-v0"
     """Gymnasium id of the environment."""
     threat: str = "observation:l2:raw"
-    """CHANNEL:NORM:UNITS; norm l2 or linf, units raw or normalised (by the training data's standard deviations)."""
+    """CHANNEL:NORM:UNITS[:BUDGET][:ACCESS] or a YAML file with these keys. Channels: observation, action, disturbance,
+    force, wrench, gain, friction, damping, mass, parameters, delay, actuator_delay, initial_state; norms l2, linf;
+    units raw, normalised; budgets step, episode, sparse=K, rate=C; access white, grey, black. See docs/threats.md."""
     radii: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
     """Radii of the attack, in the threat's units."""
     attacks: tuple[str, ...] = ("none", "vertex", "mad")
@@ -43,6 +46,8 @@ class EvaluateSettings:
     """Episodes per policy, attack and radius, with the same seeds for all."""
     fresh: int = 10
     """Episodes on new seeds for the attack that turns out worst, which takes the bias of choosing it away; 0: none."""
+    search: int = 100
+    """Closed loops that a search may spend per episode and radius."""
     horizon: int = 10
     """Steps that "mpc" looks ahead."""
     require: float | None = None
@@ -54,11 +59,12 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         for attack in self.attacks:
-            check_attack(attack)
+            known_attack(attack)
         if self.fresh < 0:
             raise ValueError(f"fresh must not be negative, found {self.fresh}")
-        if self.horizon < 1:
-            raise ValueError(f"horizon must be at least 1, found {self.horizon}")
+        for name in ("horizon", "search"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.episodes < 1 or not self.radii or not self.attacks:
             raise ValueError("evaluation needs at least one episode, one radius and one attack")
         if not all(np.isfinite(r) and r >= 0 for r in self.radii):
@@ -79,13 +85,23 @@ def main(arguments: Sequence[str]) -> None:
     env = make_env(settings.env)
     expert = lqr_expert(env) if "lqr" in settings.policies else None
     contenders = [contender_named(name, env, expert, settings.horizon) for name in settings.policies]
-    threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0])
-    for attack in settings.attacks:  # refuses what does not fit before anything is written
+    threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0], env)
+    surrounded(env, threat)  # refuses what does not fit before anything is written
+    threat.ball(np.array(settings.radii))
+    for attack in settings.attacks:
+        check_attack(attack, threat)
         for one in contenders:
             searcher(attack, env, one)
     run = Run.create(settings.out, f"evaluate-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
     plan = Plan(
-        settings.env, threat, settings.radii, settings.attacks, settings.episodes, settings.seed, settings.fresh
+        settings.env,
+        threat,
+        settings.radii,
+        settings.attacks,
+        settings.episodes,
+        settings.seed,
+        settings.fresh,
+        settings.search,
     )
     section = evaluate(plan, contenders, expert=expert, animate=True, facts=fitted_facts(settings.attacks))
     page = write(run.path, f"lipctrl evaluate, {settings.env}", [section], provenance(settings.seed))
@@ -149,6 +165,7 @@ def show(section: Section) -> None:
         table.add_row(policy, attack, *[_return(own.get(radius)) for radius in radii])
     console.print(table)
     table = Table("policy", *columns, title=f"{section.title}: change of the action, found / proved")
+    moved = any(row.deviation for row in section.table)
     for policy in dict.fromkeys(row.policy for row in section.table):
         cells = []
         for radius in radii:
@@ -156,11 +173,13 @@ def show(section: Section) -> None:
             proved = "nothing" if at[0].certified is None else f"{at[0].certified:.4g}"
             cells.append(f"{max(row.deviation for row in at):.4g} / {proved}")
         table.add_row(policy, *cells)
-    console.print(table)
+    if moved:  # only attacks on the observation move the action of the policy itself
+        console.print(table)
     if section.exact:
         table = Table("radius", "extra cost found", "closed form", "found / closed form", title="LQR expert under MAD")
         for x in section.exact:
             table.add_row(f"{x['radius']:g}", f"{x['found']:.9g}", f"{x['exact']:.9g}", f"{x['ratio']:.9f}")
         console.print(table)
+    console.print(f"  {section.threat}", highlight=False)
     for line in section.verdicts:
         console.print(f"  {line}", highlight=False)

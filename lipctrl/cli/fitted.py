@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from lipctrl.attacks import ATTACKS, FITTED_ATTACKS, PLANT_ATTACKS, Attack
+from lipctrl.attacks import DESCRIPTIONS, FITTED_ATTACKS, Attack
 from lipctrl.attacks.critic import ActionValue, CriticAttack, StateValue
 from lipctrl.attacks.fitted import FittedAttack
 from lipctrl.cli.experts import Env
@@ -13,15 +13,14 @@ from lipctrl.nn.plain import PlainNet
 from lipctrl.runs import Run
 
 
-def check_attack(name: str) -> None:
+def known_attack(name: str) -> None:
     """Refuse a name that is neither an attack nor ends like a file of one; the file is read later.
 
     Raises:
         ValueError: with the sentence for the user, as settings raise it.
     """
-    known = [*ATTACKS, *PLANT_ATTACKS, *FITTED_ATTACKS]
-    if name not in known and not name.endswith(".npz"):
-        raise ValueError(str(nearest(name, known, "attack")))
+    if name not in DESCRIPTIONS and not name.endswith(".npz"):
+        raise ValueError(str(nearest(name, DESCRIPTIONS, "attack")))
 
 
 def fitted_attack(name: str, env: Env, policy: str, source: Path | None) -> Attack:

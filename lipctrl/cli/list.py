@@ -25,7 +25,8 @@ def main(arguments: Sequence[str]) -> None:
         args=arguments,
     )
     from lipctrl.agents import AGENTS
-    from lipctrl.attacks import ATTACKS, FITTED_ATTACKS, PLANT_ATTACKS
+    from lipctrl.attacks import DESCRIPTIONS
+    from lipctrl.attacks.channels import CHANNELS
     from lipctrl.cli.experts import NAMES
     from lipctrl.envs import ENVIRONMENTS
     from lipctrl.models.cells import CELLS
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str]) -> None:
     for title, content in (
         ("environments", ENVIRONMENTS | {name: "gymnasium's MuJoCo task" for name in NAMES}),
         ("agents", AGENTS),
-        ("attacks", {name: text for name, (_, text) in ATTACKS.items()} | PLANT_ATTACKS | FITTED_ATTACKS),
+        ("attacks", DESCRIPTIONS),
+        ("channels of a threat", {name: kind.verb for name, kind in CHANNELS.items()}),
         ("layer families", {name: (family.__doc__ or "").strip().split("\n")[0] for name, family in FAMILIES.items()}),
         ("process models", {name: (cell.__doc__ or "").strip().split("\n")[0] for name, cell in CELLS.items()}),
         ("presets (--config)", {group: ", ".join(presets(group)) for group in groups if presets(group)}),

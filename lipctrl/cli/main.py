@@ -24,6 +24,11 @@ COMMANDS = {
     ),
     "train bc": ("lipctrl.cli.train_bc", "Lipschitz behaviour cloning from demonstrations"),
     "train sb3": ("lipctrl.cli.train_sb3", "Stable-Baselines3's PPO, SAC or TD3, with a bounded actor on request"),
+    "train sac": (
+        "lipctrl.cli.train_sac",
+        "soft actor-critic with smooth critics and a bounded actor, many seeds at once",
+    ),
+    "train mbpo": ("lipctrl.cli.train_mbpo", "the same on rollouts of a learned dynamics model: few real steps"),
     "train model": (
         "lipctrl.cli.train_model",
         "a process model (input-convex Lipschitz RNN and others) from plant data",
@@ -40,6 +45,10 @@ COMMANDS = {
     "sweep": ("lipctrl.cli.sweep", "clone under many Lipschitz bounds, attack every clone, choose the bound"),
     "oracle": ("lipctrl.cli.oracle", "audit every attack on problems whose exact worst case is known (seconds)"),
     "mpc": ("lipctrl.cli.mpc", "model predictive control of a plant in closed loop"),
+    "plot": (
+        "lipctrl.cli.plot",
+        "return and the mechanism of model-based trainings: model, spread, slope, value error",
+    ),
     "list": ("lipctrl.cli.list", "environments, agents, attacks, families, presets"),
 }
 

@@ -1,14 +1,15 @@
 """`lipctrl oracle`: every attack against problems whose exact worst case is known. None may exceed it.
 
 The loop is the double integrator x+ = [[1, 0.1], [0, 1]] x + [0.005, 0.1]' u with Q = I, R = 0.1, 8 steps from (1, 0),
-its optimal gain, and a detuned one; radius 0.1 per step, energy 0.5 per episode. A search that reports more than the
-exact optimum has left its set or counts wrongly; one that stays far below it is weak. Both are bugs, and the command
-exits with status 3.
+its optimal gain, and a detuned one; radius 0.1 per step, energy 0.5 per episode. Searches over closed loops run on
+every channel, from drawn start states. A search that reports more than the exact optimum has left its set or counts
+wrongly; one that stays far below it is weak. Both are bugs, and the command exits with status 3.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +18,26 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lipctrl.attacks import ATTACKS, PLANT_ATTACKS, Attack, Context
+from lipctrl.attacks import ATTACKS, PLANT_ATTACKS, SEARCHES, Attack, Context
 from lipctrl.attacks.critic import CriticAttack
-from lipctrl.attacks.linear import LinearLoop, finite_horizon_gain, peak_gains
+from lipctrl.attacks.linear import LinearLoop, Quadratic, finite_horizon_gain, peak_gains
 from lipctrl.attacks.lookahead import Lookahead
 from lipctrl.attacks.oracle import lqr_extra_cost
 from lipctrl.attacks.planned import Episode, PlannedCrossEntropy, PlannedGradient, Sequences, quadratic_costs
+from lipctrl.attacks.threat import Threat
 from lipctrl.certify.stability import hinf_norm
+from lipctrl.cli.experts import Env, make_env
 from lipctrl.cli.progress import bar
 from lipctrl.config import parse
 from lipctrl.disturb.sets import Ball
 from lipctrl.envs.linear import linear_plant
+from lipctrl.evaluation.rollout import Loops, surrounded
+from lipctrl.evaluation.search import run_search
 from lipctrl.files import RequirementFailed, write_text
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import Norm
 from lipctrl.policy import PlainPolicy
+from lipctrl.seeding import seed_of
 
 Array = NDArray[np.float64]
 A, B = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]])
@@ -162,6 +168,41 @@ def planned_checks(settings: OracleSettings) -> Iterator[Check]:
         yield Check("detuned gain, linf", name, exact, found, nominal + 0.9 * (exact - nominal))
 
 
+def short_loop() -> Env:
+    """The loop as an environment, which ends after 8 steps and has no terminal cost."""
+    return make_env("lipctrl/Linear-v0", max_episode_steps=STEPS)
+
+
+def search_checks(settings: OracleSettings) -> Iterator[Check]:
+    """Searches over closed loops on every channel of the detuned loop; costs are summed over start states."""
+    loop, policy, episodes = LinearLoop(A, B, DETUNED, Q, R, np.zeros((2, 2))), linear_policy(DETUNED), 4
+    starts = [short_loop().reset(seed=seed_of(settings.seed, "episode", e))[0] for e in range(episodes)]
+    held = ("constant-search", "random-search")
+    problems: list[tuple[str, Callable[[Array], Quadratic], tuple[str, ...], float]] = [
+        ("observation:l2:raw", lambda x: loop.held(x, STEPS, "observation"), held, 0.9),
+        ("action:l2:raw", lambda x: loop.held(x, STEPS, "action"), held, 0.9),
+        ("disturbance:l2:raw", lambda x: loop.held(x, STEPS, "disturbance"), held, 0.9),
+        ("initial_state:l2:raw", lambda x: loop.displaced(x, STEPS), held, 0.9),
+        ("action:l2:raw:episode", lambda x: loop.stacked(x, STEPS, "action"), tuple(SEARCHES), 0.5),
+    ]
+    for line, form, names, share in problems:
+        forms = [form(x) for x in starts]
+        nominal, exact = sum(f.c for f in forms), sum(f.largest_in_ball(RADIUS)[0] for f in forms)
+        threat = Threat.parse(line, np.ones(2), ("x1 [-]", "x2 [-]"), short_loop())
+        loops = Loops(partial(_surrounded, threat))
+        for name in names:
+            found = run_search(
+                loops, policy, SEARCHES[name][0], threat, (RADIUS,), episodes=episodes, seed=settings.seed
+            )
+            weak = name == "random-search" or (share < 0.9 and name == "constant-search")
+            least = nominal if weak else nominal + share * (exact - nominal)
+            yield Check(f"detuned gain, {line}", name, exact, -float(found.returns.sum()), least)
+
+
+def _surrounded(threat: Threat) -> Env:
+    return surrounded(short_loop(), threat)
+
+
 def gain_checks() -> Iterator[Check]:
     """Gains from below: over finite horizons against the H-infinity norm, constant inputs against peak gains."""
     one, closed, C = np.eye(1), A - B @ K, np.vstack([np.eye(2), -np.sqrt(R) @ K])
@@ -212,6 +253,7 @@ def main(arguments: Sequence[str]) -> None:
     parts: list[Callable[[], Iterator[Check]]] = [
         lambda: step_checks(settings),
         lambda: planned_checks(settings),
+        lambda: search_checks(settings),
         gain_checks,
         lambda: deviation_checks(settings),
     ]

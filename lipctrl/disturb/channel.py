@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError
+from lipctrl.plant import Plant
 
 Array = NDArray[np.float64]
 Value = float | tuple[float, ...]
@@ -112,6 +113,17 @@ class GeneralisedForce(Channel):
     def add(self, data: Any, model: Any, value: Array) -> None:
         """Add the force to what acts on the joint."""
         data.qfrc_applied[self._dofs(model)] += value
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlantDisturbance(Channel):
+    """What is added to the disturbance w of a plant of this library, in the plant's own units."""
+
+    name: str = "disturbance"
+
+    def size(self, env: Env) -> int:
+        """Number of entries of w; refuses environments that step no Plant."""
+        return len(plant_of(env, self.name).disturbance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +305,7 @@ class InitialState(Channel):
 
 ForceChannel = Wrench | GeneralisedForce
 ModelChannel = ActuatorGain | Friction | Damping | Mass
-SignalChannel = SensorNoise | SensorBias | SensorDelay | ActionOffset | ActuatorDelay | InitialState
+SignalChannel = SensorNoise | SensorBias | SensorDelay | ActionOffset | ActuatorDelay | InitialState | PlantDisturbance
 AnyChannel = ForceChannel | ModelChannel | SignalChannel
 
 
@@ -342,6 +354,18 @@ def mujoco_task(env: Env, channel: str) -> Any:
         found = type(env.unwrapped).__name__
         raise UserError(f"the channel {channel!r} needs a MuJoCo task of gymnasium, found {found}")
     return env.unwrapped
+
+
+def plant_of(env: Env, channel: str) -> Plant:
+    """The plant that an environment steps.
+
+    Raises:
+        UserError: it steps none; the channel is named.
+    """
+    plant = getattr(env.unwrapped, "plant", None)
+    if not isinstance(plant, Plant):
+        raise UserError(f"the channel {channel!r} needs a plant of this library, found {type(env.unwrapped).__name__}")
+    return plant
 
 
 def unknown(name: str, known: Sequence[str], kind: str) -> UserError:

@@ -68,3 +68,33 @@ class Ball:
         if self.norm == "linf":
             return self.radius[:, None] * self.scale * (2 * uniform - 1)
         return self.boundary(normal) * uniform[:, :1] ** (1 / len(self.scale))
+
+
+@dataclass(frozen=True)
+class Samples(Ball):
+    """Whole numbers of control steps from 0 to the radius: how late a signal may come."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.radius != np.floor(self.radius)).any():
+            raise UserError(f"a delay is a whole number of control steps; found radii {self.radius.tolist()}")
+
+    def contains(self, d: Array) -> bool:
+        """Whether every row is a whole number between 0 and its radius."""
+        return super().contains(d) and bool(((d >= 0) & (d == np.floor(d))).all())
+
+    def project(self, d: Array) -> Array:
+        """The nearest whole numbers in the set."""
+        return np.clip(np.rint(d), 0.0, self.radius[:, None])
+
+    def linear_maximiser(self, g: Array) -> Array:
+        """The largest delay where g is not negative, else none."""
+        return np.where(g < 0, 0.0, self.radius[:, None])
+
+    def boundary(self, normal: Array) -> Array:
+        """The largest delay: the only extreme point beside no delay at all."""
+        return np.broadcast_to(self.radius[:, None], normal.shape).copy()
+
+    def inside(self, normal: Array, uniform: Array) -> Array:
+        """Every whole number from 0 to the radius is equally likely."""
+        return np.minimum(np.floor(uniform * (self.radius[:, None] + 1)), self.radius[:, None])

@@ -2,8 +2,8 @@
 
 At a reset: the model is rebuilt from the nominal one (mass, gain, friction, damping), the environment resets, the start
 state is displaced, the sensors report. At a step: the action is delayed, then offset, then limited; gain, friction and
-damping are set; wrenches and generalised forces act during the whole control step and are removed; the environment
-steps; the observation gets noise, then is delayed, then biased.
+damping are set; wrenches, generalised forces and plant disturbances act during the whole control step and are removed;
+the environment steps; the observation gets noise, then is delayed, then biased.
 """
 
 from collections import deque
@@ -25,6 +25,7 @@ from .channel import (
     InitialState,
     Mass,
     ModelChannel,
+    PlantDisturbance,
     SensorBias,
     SensorDelay,
     SensorNoise,
@@ -129,11 +130,11 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             changeable = [c for c in self._scales if c.lasts == "episode"]
             scale_fields(self._task.model, self._nominal, [(c, self._now[c.name]) for c in changeable])
         command = self._command(action)
-        self._push()
+        before = self._push()
         try:
             observation, reward, terminated, truncated, info = self.env.step(command)
         finally:
-            self._release()
+            self._release(before)
         return self._sense(observation), reward, terminated, truncated, info | {"disturbance": self._log()}
 
     def _of(self, kind: type[Any]) -> list[Any]:
@@ -142,12 +143,22 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _log(self) -> dict[str, Array]:
         return {name: value.copy() for name, value in self._now.items()}
 
-    def _push(self) -> None:
+    def _push(self) -> Any:
+        """Let forces and disturbances act; the plant's disturbance as it was, None without one."""
         for channel in self._forces:
             assert self._task is not None
             channel.add(self._task.data, self._task.model, self._now[channel.name])
+        before = None
+        for channel in self._of(PlantDisturbance):
+            plant: Any = self.env.unwrapped
+            before = plant.disturbance
+            plant.disturbance = before + self._now[channel.name]
+        return before
 
-    def _release(self) -> None:
+    def _release(self, before: Any) -> None:
+        if before is not None:
+            plant: Any = self.env.unwrapped
+            plant.disturbance = before
         if self._forces and self._task is not None:
             self._task.data.xfrc_applied[:] = 0
             self._task.data.qfrc_applied[:] = 0

@@ -206,3 +206,41 @@ def region_figure(
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return _svg(figure)
+
+
+MECHANISM = {
+    "evaluation/mean_return": "return",
+    "model/holdout_mse": "model: holdout MSE",
+    "rollout/spread": "spread of predictions [deviations]",
+    "critic/slope_mean": "slope of Q, mean at real states [per deviation]",
+    "value/model_error_relative": "value-aware model error [spread of V]",
+}
+
+
+def mechanism_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> str:
+    """Return and the four curves of Zheng et al. 2023 over the real steps: mean over seeds, range as a band.
+
+    Args:
+        runs: by name, of every seed the rows of metrics and diagnostics, each with its "timesteps".
+    """
+    figure = Figure(figsize=(9.6, 5.6))
+    grid = figure.subplots(2, 3).ravel()
+    for k, (name, seeds) in enumerate(runs.items()):
+        for axes, (key, label) in zip(grid, MECHANISM.items(), strict=False):
+            known = [[row for row in rows if np.isfinite(row.get(key, np.nan))] for rows in seeds]
+            curves = [{row["timesteps"]: row[key] for row in rows} for rows in known]
+            steps = sorted(set.intersection(*[set(curve) for curve in curves]))
+            values = np.array([[curve[step] for step in steps] for curve in curves])
+            axes.plot(steps, values.mean(0), color=f"C{k}", label=f"{name} ({len(seeds)} seeds)")
+            axes.fill_between(steps, values.min(0), values.max(0), color=f"C{k}", alpha=0.15)
+            axes.set_title(label, fontsize=8)
+    for axes in grid[:5]:
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=7)
+    grid[1].set_yscale("log")
+    for axes in grid[2:5]:
+        axes.set_xlabel("real steps", fontsize=8)
+    grid[5].axis("off")
+    grid[5].legend(*grid[0].get_legend_handles_labels(), loc="center", fontsize=8)
+    figure.tight_layout()
+    return _svg(figure)

@@ -64,7 +64,8 @@ def confirmed(fresh: Sequence[Row], policy: str) -> str:
 def verdict(table: Sequence[Row], policy: str) -> str:
     """What was found about failures of one policy, in words that do not claim more."""
     own = [row for row in table if row.policy == policy]
-    steps = sum(round(row.length * row.episodes) for row in own)
+    searched = {row.attack: row for row in own}.values()  # what a search spent stands in each of its rows
+    steps = sum(round(row.length * row.episodes) for row in own) + sum(row.loop_steps for row in searched)
     worst = min(own, key=lambda row: row.mean)
     weakest = min(own, key=lambda row: row.radius)
     start = "nominal return" if weakest.radius == 0 else f"mean return at radius {weakest.radius:g}"
@@ -73,6 +74,8 @@ def verdict(table: Sequence[Row], policy: str) -> str:
         f"({worst.attack} at radius {worst.radius:g})."
     )
     failed = [row for row in own if row.failures]
+    if not failed and (lost := sum(row.loop_failures for row in searched)):
+        return f"{text} {lost} closed loops of the search failed, none of them with the worst return of its episode."
     if not failed:
         return f"{text} No failure found in {steps:,} closed-loop steps of search."
     first = min(failed, key=lambda row: row.radius)

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from lipctrl.attacks import Attack, Context, Cost
 from lipctrl.attacks.threat import Threat
+from lipctrl.disturb.budget import Purse
+from lipctrl.disturb.sets import Ball
+from lipctrl.disturb.wrapper import DisturbanceWrapper
 from lipctrl.files import UserError
-from lipctrl.policy import Policy
+from lipctrl.policy import FunctionPolicy, Policy
 from lipctrl.seeding import generator, seed_of
 
 Array = NDArray[np.float64]
@@ -19,7 +22,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Trace:
-    """One recorded episode: true and seen observations (T, n), actions (T, m), and the state after the last step."""
+    """One recorded episode: observations as the environment returns them (late ones where it delays them) and as the
+    policy sees them (T, n), actions of the policy (T, m), and the observation after the last step."""
 
     observations: Array
     seen: Array
@@ -32,7 +36,8 @@ class Rollouts:
     """Closed loops of R radii times E episodes.
 
     Attributes:
-        radii: (R,). returns, lengths, terminated, deviation: (R, E); deviation is the largest |pi(s+d) - pi(s)| met.
+        radii: (R,). returns, lengths, terminated, deviation: (R, E); deviation is the largest |pi(s+d) - pi(s)| met,
+            0 where the observation is not attacked.
         final: observations after the last step, (R, E, n).
         traces: of the first episode at every radius.
         cost: what the attack spent.
@@ -49,10 +54,12 @@ class Rollouts:
 
 
 class Loops:
-    """Environments of one id, kept between runs."""
+    """Environments of one id, kept between runs and made when they are first needed."""
 
-    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], count: int) -> None:
-        self.envs = [make() for _ in range(count)]
+    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]]) -> None:
+        """Args: make: a new environment, with the channel of the threat around it (`surrounded`)."""
+        self._make = make
+        self.envs = [make()]
         space = self.envs[0].action_space
         if not isinstance(space, gymnasium.spaces.Box) or not isinstance(
             self.envs[0].observation_space, gymnasium.spaces.Box
@@ -62,7 +69,7 @@ class Loops:
 
     @property
     def limit(self) -> int:
-        """Steps of an episode at most, 1000 where nothing says so: for progress bars."""
+        """Steps of an episode at most, 1000 where nothing says so: for progress bars and budgets over time."""
         spec = self.envs[0].spec
         return 1000 if spec is None or spec.max_episode_steps is None else spec.max_episode_steps
 
@@ -80,37 +87,34 @@ class Loops:
         """Run every radius with the same episodes; `progress` is called after each step of the batch.
 
         Raises:
-            UserError: the policy answers with something that is not finite or of the wrong shape.
+            UserError: the policy answers with something that is not finite or of the wrong shape, or the channel cannot
+                take a disturbance of this size.
         """
-        rows = len(radii) * episodes
-        envs, ball = self.envs[:rows], threat.ball(np.repeat(np.asarray(radii, dtype=np.float64), episodes))
-        starts = [envs[i].reset(seed=seed_of(seed, "episode", i % episodes))[0] for i in range(rows)]
-        x = np.array(starts, dtype=np.float64)
-        context = Context(x, policy, ball, episodes, generator(seed, "attack"))
+        rows, ball = len(radii) * episodes, threat.ball(np.repeat(np.asarray(radii, dtype=np.float64), episodes))
+        self.envs += [self._make() for _ in range(rows - len(self.envs))]
+        batch = _Batch(self.envs[:rows], policy, attack, threat, ball, episodes, self.limit, seed)
+        x, hidden = batch.reset(seed), None
         returns, deviation, lengths = np.zeros(rows), np.zeros(rows), np.zeros(rows, dtype=np.int64)
         terminated, running = np.zeros(rows, dtype=bool), np.ones(rows, dtype=bool)
         history: list[tuple[Array, Array, Array]] = []
-        hidden: Any = None
         while running.any():
-            context.observation = x
-            d = attack.perturb(context)
-            if not ball.contains(d):
-                raise RuntimeError(f"{type(attack).__name__} left its set of perturbations")
-            seen = x + d
+            seen = batch.disturb(x, running)
             actions, hidden = _act(policy, seen, hidden, self.space)
-            nominal = np.asarray(policy.predict(x, deterministic=True)[0], dtype=np.float64)
-            change = np.linalg.norm(actions - nominal, axis=1)
-            deviation[running] = np.maximum(deviation, change)[running]
+            if not threat.channels:
+                nominal = np.asarray(policy.predict(x, deterministic=True)[0], dtype=np.float64)
+                change = np.linalg.norm(actions - nominal, axis=1)
+                deviation[running] = np.maximum(deviation, change)[running]
             history.append((x, seen, actions))
             x = x.copy()
             for i in np.flatnonzero(running):
-                observation, reward, end, cut, _ = envs[i].step(actions[i].astype(self.space.dtype))
+                observation, reward, end, cut, _ = batch.envs[i].step(actions[i].astype(self.space.dtype))
                 x[i] = observation
                 returns[i] += float(reward)
                 lengths[i] += 1
                 terminated[i] = end
                 running[i] = not (end or cut)
             progress()
+        batch.check()
         shape = (len(radii), episodes)
         traces = tuple(_trace(history, r * episodes, int(lengths[r * episodes]), x) for r in range(len(radii)))
         return Rollouts(
@@ -121,8 +125,86 @@ class Loops:
             deviation.reshape(shape),
             x.reshape(*shape, -1),
             traces,
-            context.cost,
+            batch.context.cost,
         )
+
+
+def surrounded(env: gymnasium.Env[Any, Any], threat: Threat) -> gymnasium.Env[Any, Any]:
+    """An environment with the channel of a threat around it, where the loop cannot disturb it by itself."""
+    return DisturbanceWrapper(env, [channel for channel, _ in threat.channels]) if threat.channels else env
+
+
+class _Batch:
+    """The adversary's side of a batch of closed loops: asks the attack, keeps the budget, applies, checks."""
+
+    def __init__(
+        self,
+        envs: list[gymnasium.Env[Any, Any]],
+        policy: Policy,
+        attack: Attack,
+        threat: Threat,
+        ball: Ball,
+        episodes: int,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.envs, self._attack, self._threat, self._ball = envs, attack, threat, ball
+        random = generator(seed, "attack")
+        nothing = np.zeros((len(envs), *envs[0].observation_space.shape))  # type: ignore[misc]  # a box has a shape
+        # who may only ask the policy does not see that it is a network with a Jacobian
+        asked = policy if threat.words.access == "white" else FunctionPolicy(lambda o: policy.predict(o)[0])
+        self.context = Context(nothing, asked, ball, episodes, random)
+        self._purse = Purse(
+            threat.words.budget,
+            ball,
+            steps=steps,
+            episodes=episodes,
+            spread=not attack.timed,
+            random=generator(seed, "times"),
+        )
+        self._spent: list[Array] = []
+
+    def reset(self, seed: int) -> Array:
+        """Start all episodes, after what acts once per episode has been chosen; observations (rows, n)."""
+        episodes = self.context.episodes
+        if self._threat.kind.lasts == "episode":
+            for env, value in zip(self.envs, self._ask(), strict=True):
+                self._apply(env, value)
+        starts = [env.reset(seed=seed_of(seed, "episode", i % episodes))[0] for i, env in enumerate(self.envs)]
+        return np.array(starts, dtype=np.float64)
+
+    def disturb(self, x: Array, running: NDArray[np.bool_]) -> Array:
+        """Disturb the coming step of the running rows; what the policy sees (rows, n)."""
+        if self._threat.kind.lasts == "episode":
+            return x
+        self.context.observation = x
+        d = self._ask()
+        if not self._threat.channels:
+            return np.asarray(x + d)
+        for i in np.flatnonzero(running):
+            self._apply(self.envs[i], d[i])
+        return x
+
+    def check(self) -> None:
+        """Judge the whole disturbance again, from nothing but what was applied."""
+        if not self._threat.words.budget.contains(self._ball, np.stack(self._spent)):
+            raise RuntimeError(f"{type(self._attack).__name__} overspent its budget {self._threat.words.budget}")
+
+    def _ask(self) -> Array:
+        self.context.ball = self._purse.offer()
+        d = self._attack.perturb(self.context)
+        if not self.context.ball.contains(d):
+            raise RuntimeError(f"{type(self._attack).__name__} left its set of perturbations")
+        d = self._purse.pay(d)
+        self._spent.append(d)
+        return d
+
+    def _apply(self, env: gymnasium.Env[Any, Any], value: Array) -> None:
+        assert isinstance(env, DisturbanceWrapper)
+        first = 0
+        for channel, size in self._threat.channels:
+            env.apply(channel.name, channel.neutral + value[first : first + size])
+            first += size
 
 
 def _act(policy: Policy, observation: Array, hidden: Any, space: gymnasium.spaces.Box) -> tuple[Array, Any]:

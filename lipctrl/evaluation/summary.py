@@ -19,7 +19,8 @@ class Row:
         failures: episodes that ended before the time limit; failure_low, failure_high: 95 % Clopper-Pearson interval.
         deviation: largest |pi(s + d) - pi(s)| met, a witness.
         certified: proved bound of the same, None if nothing is proved of the policy.
-        evaluations, jacobians: what the attack spent, for all radii together.
+        evaluations, jacobians, loops: what the attack spent, for all radii together; loops are closed loops, of which
+            `loop_failures` ended before the time limit, after `loop_steps` steps in all.
     """
 
     policy: str
@@ -38,6 +39,9 @@ class Row:
     certified: float | None
     evaluations: int
     jacobians: int
+    loops: int = 0
+    loop_steps: int = 0
+    loop_failures: int = 0
 
 
 def clopper_pearson(failures: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -72,6 +76,9 @@ def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float
                 certified[r],
                 rollouts.cost.evaluations,
                 rollouts.cost.jacobians,
+                rollouts.cost.loops,
+                rollouts.cost.steps,
+                rollouts.cost.failures,
             )
         )
     return result

@@ -45,7 +45,7 @@ def test_rewards_are_minus_those_of_the_evaluated_loop(linear_loop: Make) -> Non
         x, reward, end, cut, _ = env.step(net(x))
         earned, steps = earned + reward, steps + 1
         assert not cut
-    found = Loops(linear_loop, 1).run(policy, attack, THREAT, (RADIUS,), episodes=1, seed=0)
+    found = Loops(linear_loop).run(policy, attack, THREAT, (RADIUS,), episodes=1, seed=0)
     assert steps == STEPS and earned == pytest.approx(-float(found.returns[0, 0]), rel=1e-12)
 
 
@@ -93,7 +93,7 @@ def test_a_later_snapshot_that_is_worse_is_not_taken() -> None:
 
 def fitted(make: Make, kind: str, *, count: int, steps: int, seed: int = 0) -> tuple[Any, list[float]]:
     """A search on the detuned loop, and the scores that it saw."""
-    policy, loops, scores = linear_policy(DETUNED), Loops(make, 1), []
+    policy, loops, scores = linear_policy(DETUNED), Loops(make), []
 
     def score(attack: Attack) -> float:
         found = loops.run(policy, attack, THREAT, (RADIUS,), episodes=1, seed=0)
@@ -139,7 +139,7 @@ def test_learned_adversaries_reach_the_exact_optimum_and_never_exceed_it(kind: s
     form = LinearLoop(A, B, DETUNED, Q, R, P).stacked(X0, STEPS)
     nominal, exact = float(form(np.zeros(2 * STEPS))), form.largest_at_vertices(RADIUS)[0]
     search, scores = fitted(linear_loop, kind, count=3, steps=40_000)
-    policy, loops = linear_policy(DETUNED), Loops(linear_loop, 8)
+    policy, loops = linear_policy(DETUNED), Loops(linear_loop)
     greedy = -loops.run(policy, MaximalActionDeviation(), THREAT, (RADIUS,), episodes=8, seed=0).returns.min()
     found = -search.score
     assert max(-s for s in scores) <= exact + 1e-9

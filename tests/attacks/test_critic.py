@@ -5,11 +5,11 @@ import pytest
 from numpy.typing import NDArray
 
 from lipctrl.attacks import Context, MaximalActionDeviation
+from lipctrl.attacks.ascent import ProjectedAscent
 from lipctrl.attacks.attack import Attack
 from lipctrl.attacks.critic import ActionValue, CriticAttack, StateValue
 from lipctrl.attacks.linear import LinearLoop
 from lipctrl.attacks.oracle import lqr_extra_cost
-from lipctrl.attacks.search import ProjectedAscent
 from lipctrl.cli.oracle import DETUNED, X0, A, B, ExactValue, K, P, Q, R, S, linear_policy
 from lipctrl.disturb.sets import Ball
 from lipctrl.files import UserError

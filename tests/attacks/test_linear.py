@@ -24,6 +24,30 @@ def test_the_quadratic_form_is_the_simulated_cost(loop: LinearLoop) -> None:
     assert np.linalg.eigvalsh(form.M)[0] > -1e-12
 
 
+@pytest.mark.parametrize("channel", ["action", "disturbance"])
+def test_the_form_of_other_channels_is_the_simulated_cost(channel: str) -> None:
+    rng, size = np.random.default_rng(1), {"action": 1, "disturbance": 2}[channel]
+    form = DETUNED.stacked(X0, 7, channel)  # type: ignore[arg-type]  # both are channels
+    held = DETUNED.held(X0, 7, channel)  # type: ignore[arg-type]
+
+    def cost(d: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> float:
+        x, total = X0, 0.0
+        for one in d:
+            u = -DETUNED_GAIN @ x + (one if channel == "action" else 0)
+            total += float(x @ Q @ x + u @ R @ u)
+            x = A @ x + B @ u + (one if channel == "disturbance" else 0)
+        return total + float(x @ P @ x)
+
+    d = rng.normal(size=(7, size))
+    assert form(d.ravel()) == pytest.approx(cost(d), rel=1e-12)
+    assert held(d[0]) == pytest.approx(cost(np.tile(d[0], (7, 1))), rel=1e-12)
+
+
+def test_the_form_of_a_displaced_start_is_the_cost_from_there() -> None:
+    move = np.array([0.3, -0.2])
+    assert DETUNED.displaced(X0, 5)(move) == pytest.approx(DETUNED.cost(X0 + move, np.zeros((5, 2))), rel=1e-12)
+
+
 def test_the_cross_term_vanishes_for_the_optimal_gain_only() -> None:
     assert np.abs(TUNED.stacked(X0, 10).b).max() < 1e-12 and np.abs(DETUNED.stacked(X0, 10).b).max() > 0.1
 

@@ -151,7 +151,7 @@ def test_on_the_detuned_loop_the_best_critic_reaches_the_exact_worst_case_and_no
     """Greedy attacks find nothing there: which way the action moves decides."""
     policy, threat = linear_policy(DETUNED), Threat.parse("observation:linf:raw", np.ones(2), ("x [m]", "v [m/s]"))
     data = collect(lambda: linear_loop(spread=0.3), policy, steps=20_000, exploration=0.5, discount=0.99, seed=0)
-    form, loops = LinearLoop(A, B, DETUNED, Q, R, P).stacked(X0, STEPS), Loops(linear_loop, 4)
+    form, loops = LinearLoop(A, B, DETUNED, Q, R, P).stacked(X0, STEPS), Loops(linear_loop)
     nominal, exact = float(form(np.zeros(2 * STEPS))), form.largest_at_vertices(RADIUS)[0]
 
     def shares(attack: Attack) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lipctrl.attacks import ATTACKS, Context, MaximalActionDeviation
+from lipctrl.attacks import ATTACKS, SEARCHES, Context, MaximalActionDeviation
 from lipctrl.attacks.blind import Uniform
 from lipctrl.cli import oracle
 
@@ -19,7 +19,7 @@ def test_all_checks_pass_and_are_written(tmp_path: Path, run: Run) -> None:
     status, text, _ = run("oracle", "--out", tmp_path / "o.json")
     rows = json.loads((tmp_path / "o.json").read_text())
     assert status == 0 and "no search exceeds" in text and all(row["passed"] for row in rows)
-    assert {row["search"] for row in rows} >= {*ATTACKS, "planned gradient", "cross-entropy"}
+    assert {row["search"] for row in rows} >= {*ATTACKS, *SEARCHES, "planned gradient", "cross-entropy"}
     again = run("oracle", "--out", tmp_path / "p.json")
     assert again[0] == 0 and (tmp_path / "p.json").read_bytes() == (tmp_path / "o.json").read_bytes()
 

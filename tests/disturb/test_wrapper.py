@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.mujoco import MujocoEnv
 
+import lipctrl.envs  # noqa: F401  # registers the environments
 from lipctrl.disturb.channel import (
     ActionOffset,
     ActuatorDelay,
@@ -18,6 +19,7 @@ from lipctrl.disturb.channel import (
     GeneralisedForce,
     InitialState,
     Mass,
+    PlantDisturbance,
     SensorBias,
     SensorDelay,
     SensorNoise,
@@ -346,3 +348,23 @@ def test_mistakes_are_named() -> None:
         DisturbanceWrapper(gymnasium.Wrapper(env), [])
     with pytest.raises(UserError, match="observation space that is a vector"):
         DisturbanceWrapper(gymnasium.make("CliffWalking-v1"), [SensorBias()])
+
+
+def test_a_plant_disturbance_is_added_for_one_step_to_the_environments_own() -> None:
+    """x+ = A x + B u + w: one push moves the next state by itself, on top of the disturbance that the task has."""
+    env, plain = (gymnasium.make("lipctrl/DoubleIntegrator-v0") for _ in range(2))
+    wrapped = DisturbanceWrapper(env, [PlantDisturbance()])
+    for one in (wrapped, plain):
+        one.reset(seed=0)
+        one.unwrapped.disturbance = np.array([0.5, 0.0])  # type: ignore[attr-defined]  # a PlantEnv
+    push = np.array([0.25, -0.125])
+    wrapped.apply("disturbance", push)
+    action = np.zeros(1)
+    first, other = wrapped.step(action)[0], plain.step(action)[0]
+    assert np.allclose(first - other, push, atol=1e-15)
+    assert np.array_equal(env.unwrapped.disturbance, [0.5, 0.0])  # type: ignore[attr-defined]
+    # the push is over: the difference moves on as the plant does
+    later = wrapped.step(action)[0] - plain.step(action)[0]
+    assert np.allclose(later, [[1.0, 1.0], [0.0, 1.0]] @ push, atol=1e-15)
+    with pytest.raises(UserError, match="needs a plant"):
+        DisturbanceWrapper(gymnasium.make("InvertedPendulum-v5"), [PlantDisturbance()])

@@ -26,7 +26,7 @@ RADII = (0.0, 0.1, 0.2)
 
 @pytest.fixture(scope="module")
 def loops() -> Loops:
-    return Loops(lambda: gymnasium.make(DI), 12)
+    return Loops(lambda: gymnasium.make(DI))
 
 
 def test_nominal_returns_equal_a_plain_loop(loops: Loops) -> None:
@@ -62,7 +62,7 @@ def test_attacks_reach_and_never_exceed_the_closed_form(line: str, loops: Loops)
 
     exact = [
         lqr_extra_cost(
-            SOLUTION.K, SOLUTION.S, norm=threat.norm, radius=r, scale=threat.ball(np.zeros(1)).scale, steps=100
+            SOLUTION.K, SOLUTION.S, norm=threat.words.norm, radius=r, scale=threat.ball(np.zeros(1)).scale, steps=100
         )
         for r in RADII
     ]
@@ -82,7 +82,7 @@ def test_linear_cost_identity_holds_from_any_start(loops: Loops) -> None:
 
 
 def test_failure_ends_an_episode_and_is_not_truncation() -> None:
-    loops = Loops(lambda: gymnasium.make("InvertedPendulum-v5"), 2)
+    loops = Loops(lambda: gymnasium.make("InvertedPendulum-v5"))
     still = FunctionPolicy(lambda x: np.zeros((len(x), 1)))
     threat = Threat.parse("observation:l2:raw", np.ones(4), ("a", "b", "c", "d"))
     result = loops.run(still, NoAttack(), threat, [0.0], episodes=2, seed=0)

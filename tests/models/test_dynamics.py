@@ -49,7 +49,8 @@ def test_recovers_mean_and_noise_of_a_linear_gaussian_system() -> None:
     assert (error < 0.02 * truth.std(0)).all(), error / truth.std(0)
     sigma = (0.5 * log_variance[0]).exp().mean(0).detach()
     torch.testing.assert_close(sigma, NOISE, rtol=0.1, atol=0)
-    assert (log_variance < model.highest).all() and (log_variance > model.lowest).all()
+    scaled = log_variance - 2 * model.unit.log()
+    assert (scaled < model.highest).all() and (scaled > model.lowest).all()
     assert (model.highest != 0.5).all() and (model.lowest != -10).all()  # trained
     following, rewards = model.sample(x, u, torch.Generator().manual_seed(1))
     spread = torch.cat([rewards[:, None], following - x], -1) - truth
@@ -65,11 +66,13 @@ def test_keeps_each_members_best_weights_and_the_best_members(
     )
     model = Dynamics(2, 1, settings)
     report = model.fit(*transitions(300))
-    errors = torch.stack([error for _, error in watched])
-    lowest = errors[:-1].amin(0).numpy()
-    assert (report.holdout_mse <= lowest / 0.99 * (1 + 1e-5)).all()  # a fall below one per cent does not count
+    per_output = torch.stack([error for _, error in watched])  # (epochs, members, outputs)
+    errors = (per_output / model.unit.square()).log().mean(-1).exp()
+    lowest = errors[:-1].amin(0)
+    assert (errors[-1] <= lowest / 0.99 * (1 + 1e-5)).all()  # a fall below one per cent does not count
     assert (errors[-2] > errors[-1] * 1.001).any()  # the last weights were worse for some member
-    assert model.elites.tolist() == np.argsort(report.holdout_mse)[:2].tolist()
+    assert model.elites.tolist() == errors[-1].argsort()[:2].tolist()
+    np.testing.assert_allclose(report.holdout_mse, per_output[-1].mean(-1), rtol=1e-6)
     assert report.epochs == len(watched) - 2 and report.steps <= 2000
 
 
@@ -89,12 +92,33 @@ def test_members_are_those_of_separate_networks_and_elites_alone_predict() -> No
     mean, log_variance = model(inputs)
     h = torch.nn.functional.silu(inputs @ model.weights[0][1] + model.biases[0][1])
     torch.testing.assert_close(mean[1], (h @ model.weights[1][1] + model.biases[1][1])[:, :3])
-    g = torch.Generator().manual_seed(4)
-    torch.randint(1, (5,), generator=g)
-    expected = mean[2] + (0.5 * log_variance[2]).exp() * torch.randn(5, 3, generator=g)
+    assert not torch.equal(log_variance[1], log_variance[2])
+
+
+def test_every_elite_predicts_an_equal_share_of_the_rows_and_the_spread_is_the_mixtures() -> None:
+    model = Dynamics(2, 1, DynamicsSettings(members=3, elites=2, width=8, depth=1, probabilistic=False))
+    model.elites = torch.tensor([2, 0])
+    x, u, *_ = transitions(8)
+    mean = model(torch.cat([x, u], -1))[0].detach()
     following, rewards = model.sample(x, u, torch.Generator().manual_seed(4))
-    torch.testing.assert_close(rewards, expected[:, 0].detach())
-    torch.testing.assert_close(following, x + expected[:, 1:].detach())
+    found = torch.cat([rewards[:, None], following - x], -1)
+    of = [torch.isclose(found, mean[k], atol=1e-5).all(-1) for k in range(3)]
+    assert of[0].sum() == of[2].sum() == 4 and not of[1].any() and (of[0] ^ of[2]).all()
+    torch.testing.assert_close(model.spread(x, u), ((mean[0] - mean[2]) / 2).abs()[:, 1:])
+    noisy = Dynamics(2, 1, DynamicsSettings(width=8, depth=1))
+    draws = torch.stack([noisy.sample(x, u, torch.Generator().manual_seed(k))[0] for k in range(4000)])
+    torch.testing.assert_close(draws.std(0), noisy.spread(x, u), rtol=0.1, atol=0)
+
+
+def test_a_fit_learns_small_outputs_beside_one_that_cannot_be_predicted() -> None:
+    """Outputs of deviations 100 (noise) and 0.01 (exact): stopping by the raw error would end before the second."""
+    g = torch.Generator().manual_seed(0)
+    x, u = torch.randn(400, 2, generator=g), torch.randn(400, 1, generator=g)
+    step = 0.01 * torch.stack([torch.sin(x[:, 0]), x[:, 1] * u[:, 0]], -1)
+    model = Dynamics(2, 1, DynamicsSettings(width=64, depth=2))
+    model.fit(x, u, 100 * torch.randn(400, generator=g), x + step)
+    error = (model(torch.cat([x, u], -1))[0][0, :, 1:] - step).detach()
+    assert (error.std(0) < 0.2 * step.std(0)).all()
 
 
 @pytest.mark.parametrize(("rows", "held"), [(100, 20), (30_000, 5000)])

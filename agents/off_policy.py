@@ -1,0 +1,161 @@
+"""Settings of SAC and MBPO, and the agents that they describe: one per seed."""
+
+import shutil
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+from lipctrl.files import UserError
+from lipctrl.models.dynamics import DynamicsSettings
+from lipctrl.nn.network import FAMILIES
+
+from .mbpo import MBPO, RolloutSettings
+from .regularisation import Smoothness
+from .sac import SAC
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+WORTH_COMPILING = 20_000  # updates of all agents
+
+
+@dataclass(frozen=True)
+class SacSettings:
+    """Settings of a training with soft actor-critic."""
+
+    env: str = "InvertedPendulum-v5"
+    """Gymnasium id of the environment."""
+    timesteps: int = 5000
+    """Environment steps of each agent."""
+    seeds: int = 1
+    """Number of agents, trained side by side as one batch, with seeds from `seed` on."""
+    seed: int = 0
+    """Seed of everything random."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of actor and critics."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """Activation of ordinary networks."""
+    lip: float | None = None
+    """Lipschitz bound of the policy (l2, raw action per raw observation); null: an ordinary actor."""
+    critic_lip: float | None = None
+    """Proved Lipschitz bound of each critic in observation and scaled action; null: ordinary critics."""
+    family: str = "sandwich"
+    """Layer family of bounded networks, see `lipctrl list`."""
+    updates: int = 1
+    """Updates after every environment step."""
+    batch: int = 256
+    """Transitions per update."""
+    learning_starts: int = 500
+    """Environment steps with random actions before the first update."""
+    learning_rate: float = 3e-4
+    """Adam's learning rate of actor, critics and temperature."""
+    discount: float = 0.99
+    """Discount factor of the return."""
+    tau: float = 0.005
+    """Share of the critics that the target critics take over in every update."""
+    target_entropy: float | None = None
+    """What the temperature is tuned to; null: minus the number of actions."""
+    smoothness: Smoothness = field(default_factory=Smoothness)
+    """Regularisation of the critics."""
+    log_interval: int = 500
+    """Environment steps between evaluations, each with a checkpoint."""
+    episodes: int = 5
+    """Deterministic episodes of an evaluation."""
+    compiled: bool | None = None
+    """Compile the update (20 seconds once, then faster); null: where a C++ compiler is found and it pays."""
+    threads: int = 1
+    """Threads that step the environments of several seeds; the result does not depend on their number."""
+    device: str = "cpu"
+    """Torch device: cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        for name in ("timesteps", "seeds", "updates", "batch", "log_interval", "episodes", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.learning_starts < 2:
+            raise ValueError(f"learning_starts must be at least 2, found {self.learning_starts}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden needs at least one width, each at least 1, found {self.hidden}")
+        for name in ("lip", "critic_lip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < np.inf:
+                raise ValueError(f"{name} must be a positive finite number, found {value}")
+        if self.critic_lip is not None and self.lip is None:
+            raise ValueError("critic_lip needs a bounded actor too: add --lip")
+        if self.family not in FAMILIES or self.family == "unconstrained":
+            known = ", ".join(name for name in FAMILIES if name != "unconstrained")
+            raise ValueError(f"unknown family {self.family!r} of bounded networks; known: {known}")
+        if not 0 < self.learning_rate < np.inf or not 0 <= self.discount < 1 or not 0 < self.tau <= 1:
+            raise ValueError(
+                "learning_rate must be positive, discount in [0, 1) and tau in (0, 1], found "
+                f"{self.learning_rate}, {self.discount}, {self.tau}"
+            )
+
+
+@dataclass(frozen=True)
+class MbpoSettings(SacSettings):
+    """Settings of a training with model-based policy optimisation."""
+
+    updates: int = 10
+    """Updates after every environment step."""
+    dynamics: DynamicsSettings = field(default_factory=lambda: DynamicsSettings(width=100, depth=3, cap=500))
+    """The dynamics model."""
+    rollouts: RolloutSettings = field(default_factory=RolloutSettings)
+    """Its fits and rollouts."""
+
+
+def build(settings: SacSettings, environments: list[gymnasium.Env[Any, Any]]) -> list[SAC]:
+    """The agents of these settings, one per environment.
+
+    Raises:
+        UserError: unlimited actions, no such device, or what the agents refuse.
+    """
+    for env in environments:
+        space = env.action_space
+        if not isinstance(space, gymnasium.spaces.Box) or not np.isfinite([space.low, space.high]).all():
+            raise UserError(f"{settings.env} has actions in {space}; the algorithms here need a box with limits")
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device {settings.device} is not there: use cpu")
+    return [_agent(settings, env, settings.seed + k) for k, env in enumerate(environments)]
+
+
+def _agent(settings: SacSettings, env: gymnasium.Env[Any, Any], seed: int) -> SAC:
+    shape: dict[str, Any] = {"net_arch": list(settings.hidden)}
+    if settings.lip is None:
+        shape["activation_fn"] = ACTIVATIONS[settings.activation]
+    else:
+        shape |= {"lip": settings.lip, "family": settings.family, "hidden": settings.hidden}
+        shape |= {"critic_lip": settings.critic_lip, "lipschitz_seed": seed}
+    arguments: dict[str, Any] = {
+        "policy_kwargs": shape,
+        "seed": seed,
+        "device": settings.device,
+        "learning_starts": settings.learning_starts,
+        "learning_rate": settings.learning_rate,
+        "batch_size": settings.batch,
+        "buffer_size": settings.timesteps,
+        "gradient_steps": settings.updates,
+        "gamma": settings.discount,
+        "tau": settings.tau,
+        "target_entropy": "auto" if settings.target_entropy is None else settings.target_entropy,
+        "smoothness": settings.smoothness,
+        "compiled": compiles(settings),
+    }
+    vector = DummyVecEnv([lambda: Monitor(env)])
+    policy = "MlpPolicy" if settings.lip is None else "LipschitzMlpPolicy"
+    if isinstance(settings, MbpoSettings):
+        return MBPO(policy, vector, dynamics=settings.dynamics, rollouts=settings.rollouts, **arguments)
+    return SAC(policy, vector, **arguments)
+
+
+def compiles(settings: SacSettings) -> bool:
+    """Whether the update is compiled."""
+    if settings.compiled is not None:
+        return settings.compiled
+    wanted = settings.seeds * settings.updates * max(0, settings.timesteps - settings.learning_starts)
+    able = shutil.which("g++") is not None or settings.device.startswith("cuda")
+    return able and wanted >= WORTH_COMPILING

@@ -1,0 +1,92 @@
+"""Networks of one structure as one function of their stacked parameters: agents, twin critics, in one batched product.
+
+`Stacked` puts the parameters of all modules along a leading axis and makes every module's own parameter a slice of that
+memory. Nothing is copied: what an update writes into the stack is what the modules, their `state_dict` and
+Stable-Baselines3's `save`, `load` and `predict` see, and what is loaded into a module is in the stack.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional
+from torch.utils._pytree import tree_map
+
+
+class Stacked:
+    """Modules of one structure, evaluated together.
+
+    Args:
+        modules: of equal structure; the parameters of each become slices of `leaves`. Buffers are the first one's.
+
+    Attributes:
+        names: of the parameters, in the order of `leaves`.
+        leaves: one tensor (modules, ...) per parameter.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.count, self.leaves = len(modules), list[Tensor]()
+        self._parts = _sequence(modules[0])
+        self._structure = copy.deepcopy(modules[0]).train()  # in training nothing is cached
+        self.names = [name for name, leaf in modules[0].named_parameters() if leaf.requires_grad]
+        for name in self.names:
+            parameters = [module.get_parameter(name) for module in modules]
+            stacked = torch.stack([parameter.detach() for parameter in parameters])
+            for parameter, part in zip(parameters, stacked, strict=True):
+                parameter.data = part
+            self.leaves.append(stacked)
+
+    def __call__(self, leaves: Sequence[Tensor], x: Tensor) -> Any:
+        """What the modules return for inputs of their own, with a leading axis.
+
+        Args:
+            leaves: parameters in the place of the stored ones, of the same shapes.
+            x: (modules, batch, n).
+        """
+        if self._parts is None:
+            return vmap(self._one)(tuple(leaves), x)
+        h, rest = x, iter(leaves)
+        for part in self._parts:
+            if isinstance(part, nn.Linear):
+                weight, bias = next(rest), next(rest)
+                h = torch.baddbmm(bias[:, None], h, weight.transpose(1, 2))
+            elif isinstance(part, nn.LayerNorm):
+                scale, shift = next(rest), next(rest)
+                h = functional.layer_norm(h, h.shape[-1:], eps=part.eps) * scale[:, None] + shift[:, None]
+            else:
+                h = part(h)
+        return h
+
+    def _one(self, parameters: Sequence[Tensor], x: Tensor) -> Any:
+        return functional_call(self._structure, dict(zip(self.names, parameters, strict=True)), (x,))
+
+    def matrices(self) -> list[int]:
+        """Which of `leaves` are the matrices of linear layers, from the input to the output."""
+        linear = {f"{name}.weight" for name, part in self._structure.named_modules() if isinstance(part, nn.Linear)}
+        return [k for k, name in enumerate(self.names) if name in linear]
+
+
+def _sequence(module: nn.Module) -> list[nn.Module] | None:
+    """The layers of a module that is one ordinary layer after the other, which spares the cost of `vmap`; else None."""
+    parts = list(module) if isinstance(module, nn.Sequential) else [module]
+    if any(isinstance(part, nn.Linear | nn.LayerNorm) and part.bias is None for part in parts):
+        return None
+    known = all(isinstance(part, nn.Linear | nn.LayerNorm | nn.ReLU | nn.Tanh) for part in parts)
+    return copy.deepcopy(parts) if known else None
+
+
+def gradients(function: Callable[[list[Tensor]], tuple[Tensor, Any]], leaves: list[Tensor]) -> tuple[list[Tensor], Any]:
+    """Gradients of a scalar function of tensors, and what else it returns, without gradient.
+
+    `torch.func.grad` is what the compiler takes; without it `torch.autograd.grad` is faster.
+    """
+    if torch.compiler.is_compiling():
+        return torch.func.grad(function, has_aux=True)(leaves)  # type: ignore[no-any-return]
+    with torch.enable_grad():
+        points = [leaf.detach().requires_grad_() for leaf in leaves]
+        value, other = function(points)
+        found = list(torch.autograd.grad(value, points))
+    return found, tree_map(lambda part: part.detach(), other)

@@ -1,0 +1,210 @@
+"""What smooth critics do to model-based learning: returns and the mechanism, five seeds as one batch per cell.
+
+    OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py hopper          # hours; every cell goes on where it was stopped
+    OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py pendulums       # minutes
+    OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py perturbed       # a quarter of an hour
+    OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py hopper-ensemble # a single cell by name
+    python benchmarks/mbpo_study.py table                             # what the finished evaluations say
+
+Every cell writes benchmarks/results/mbpo/<cell>.json after every evaluation: returns of ten deterministic episodes of
+each seed, the rows of diagnostics, wall time by phase. Finished cells are not run again.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from certify_speed import processor, versions
+from scipy.stats import spearmanr
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+
+from lipctrl.agents.mbpo import MBPO, RolloutSettings
+from lipctrl.agents.regularisation import Smoothness
+from lipctrl.agents.together import learn_together
+from lipctrl.evaluation.statistics import interquartile_mean, stratified_bootstrap
+from lipctrl.files import write_text
+from lipctrl.models.dynamics import DynamicsSettings
+
+FOLDER = Path(__file__).parent / "results" / "mbpo"
+SEEDS, EPISODES = (0, 1, 2, 3, 4), 10
+SINGLE = DynamicsSettings(width=100, depth=3, cap=500)
+ENSEMBLE = replace(SINGLE, members=7, elites=5)
+FGSM = Smoothness(perturbation="fgsm", epsilon=0.05, weight=0.1)
+SPECTRAL = Smoothness(spectral="hard", beta=None)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment: task, budget, what differs."""
+
+    env: str
+    steps: int
+    every: int
+    updates: int
+    target_entropy: float
+    starts: int
+    smoothness: Smoothness = field(default_factory=Smoothness)
+    dynamics: DynamicsSettings = SINGLE
+    rollouts: RolloutSettings = field(default_factory=RolloutSettings)
+
+
+HOPPER = Cell(
+    "Hopper-v5", 12_500, 2_500, 5, -1.0, 5000, rollouts=RolloutSettings(rows=10_000, schedule=(20, 100, 1, 15))
+)
+SMALL = RolloutSettings(rows=10_000, epoch=250)
+PENDULUM = Cell("InvertedPendulum-v5", 5_000, 500, 10, -0.05, 500, rollouts=SMALL)
+DOUBLE = Cell("InvertedDoublePendulum-v5", 10_000, 1_000, 10, -0.5, 500, rollouts=SMALL)
+CELLS = {
+    "hopper-single": HOPPER,
+    "hopper-fgsm": replace(HOPPER, smoothness=FGSM),
+    "hopper-spectral": replace(HOPPER, smoothness=SPECTRAL),
+    "hopper-layernorm": replace(HOPPER, smoothness=Smoothness(layer_norm=True)),
+    "hopper-ensemble": replace(HOPPER, dynamics=ENSEMBLE),
+    "pendulums-single": PENDULUM,
+    "pendulums-double": DOUBLE,
+} | {
+    f"perturbed-{name}-{bias}": replace(
+        PENDULUM, steps=4_000, smoothness=smoothness, rollouts=replace(SMALL, bias=bias)
+    )
+    for bias in (0.0, 1.0, 2.0)
+    for name, smoothness in (("single", Smoothness()), ("fgsm", FGSM))
+}
+
+
+def agents_of(cell: Cell) -> list[MBPO]:
+    """One agent per seed."""
+    return [
+        MBPO(
+            "MlpPolicy",
+            cell.env,
+            seed=seed,
+            device="cpu",
+            learning_starts=cell.starts,
+            gradient_steps=cell.updates,
+            batch_size=256,
+            buffer_size=cell.steps,
+            target_entropy=cell.target_entropy,
+            policy_kwargs={"net_arch": [64, 64]},
+            smoothness=cell.smoothness,
+            dynamics=cell.dynamics,
+            rollouts=cell.rollouts,
+            compiled=True,
+        )
+        for seed in SEEDS
+    ]
+
+
+def run(name: str) -> None:
+    """Train a cell and write its result."""
+    path, cell = FOLDER / f"{name}.json", CELLS[name]
+    if path.exists() and json.loads(path.read_text())["finished"]:
+        return
+    agents, test = agents_of(cell), Monitor(gymnasium.make(cell.env))
+    result: dict[str, Any] = {"cell": name, "processor": processor(), "versions": versions(), "settings": str(cell)}
+    result |= {"steps": [], "returns": [], "finished": False}
+
+    def after_step() -> bool:
+        steps = agents[0].num_timesteps
+        if steps % cell.every == 0:
+            test.reset(seed=1000)
+            scores = [
+                float(np.mean(evaluate_policy(a, test, EPISODES, return_episode_rewards=True)[0])) for a in agents
+            ]
+            result["steps"].append(steps)
+            result["returns"].append(scores)
+            result["history"] = [agent.history for agent in agents]
+            result["seconds"] = {phase: sum(a.seconds[phase] for a in agents) for phase in agents[0].seconds}
+            result["finished"] = steps >= cell.steps
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(result) + "\n")
+            print(name, steps, np.round(scores, 1), {k: round(v) for k, v in result["seconds"].items()}, flush=True)
+        return True
+
+    learn_together(agents, cell.steps, after_step=after_step)
+
+
+def group(prefix: str) -> dict[str, Any]:
+    """Run the cells whose names begin so; their last returns."""
+    chosen = [name for name in CELLS if name.startswith(prefix)]
+    for name in chosen:
+        run(name)
+    records = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in chosen}
+    return {name: {"real steps": r["steps"][-1], "returns": r["returns"][-1]} for name, r in records.items()}
+
+
+ROWS = {f"mbpo-{prefix}": partial(group, prefix) for prefix in ("hopper", "pendulums", "perturbed")}
+
+
+def last_common(records: list[dict[str, Any]]) -> int:
+    """The last evaluation that all cells of a comparison reached [real steps]."""
+    return min(record["steps"][-1] for record in records)
+
+
+def row(name: str, record: dict[str, Any], steps: int) -> str:
+    """One line of the table: returns at `steps`, and the mechanism averaged over the second half of the training."""
+    at = record["steps"].index(steps)
+    returns = np.array(record["returns"][: at + 1])  # (evaluations, seeds)
+    final, over = (interval(values) for values in (returns[-1], returns.mean(0)))
+    late = [
+        [one for one in seed if steps / 2 < one["timesteps"] <= steps and "critic/slope_mean" in one]
+        for seed in record["history"]
+    ]
+    keys = ("model/holdout_mse", "rollout/spread", "critic/slope_mean", "critic/slope_95", "value/model_error")
+    means = [np.mean([one[key] for seed in late for one in seed]) for key in (*keys, "value/model_error_relative")]
+    numbers = " | ".join(f"{value:.3g}" for value in means)
+    share = sum(record["seconds"].values()) * steps / record["steps"][-1]
+    return f"| {name} | {steps:,} | {final} | {over} | {numbers} | {share / 60:.0f} |"
+
+
+def interval(scores: np.ndarray) -> str:
+    """Interquartile mean over seeds with its 95 % bootstrap interval."""
+    found = stratified_bootstrap(scores[:, None], interquartile_mean, seed=0)
+    return f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
+
+
+def rank_correlation(records: list[dict[str, Any]]) -> tuple[float, float, int]:
+    """Spearman's of slope and value-aware error over all measurements, raw and within thirds of equal model error."""
+    rows = [one for r in records for seed in r["history"] for one in seed if "critic/slope_mean" in one]
+    columns = ("critic/slope_mean", "value/model_error_relative", "model/holdout_mse")
+    slope, error, model = (np.array([one[key] for one in rows]) for key in columns)
+    thirds = np.digitize(model, np.quantile(model, [1 / 3, 2 / 3]))
+    within = [spearmanr(slope[thirds == k], error[thirds == k]).statistic for k in range(3)]
+    return float(spearmanr(slope, error).statistic), float(np.mean(within)), len(rows)
+
+
+def table() -> None:
+    """Print every comparison at the last evaluation that all of its cells reached."""
+    head = ["cell", "real steps", "return", "mean over training", "model MSE", "spread", "slope", "slope 95 %"]
+    print("| " + " | ".join([*head, "V error", "relative", "minutes, 5 seeds"]) + " |")
+    print("|" + "---|" * 11)
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+    for task in ("hopper", "pendulums-single", "pendulums-double", "perturbed"):
+        cells = {name: record for name, record in found.items() if name.startswith(task) and record["steps"]}
+        for name in sorted(cells, key=list(CELLS).index):
+            print(row(name, cells[name], last_common(list(cells.values()))))
+    hopper = [record for name, record in found.items() if name.startswith("hopper")]
+    if hopper:
+        overall, matched, count = rank_correlation(hopper)
+        print(f"rank correlation of slope and relative V error: {overall:.2f}, at matched model error {matched:.2f}")
+        print(f"({count} measurements)")
+
+
+def main() -> None:
+    """Run the cells whose names begin with an argument, or print the table."""
+    if sys.argv[1:] == ["table"]:
+        table()
+        return
+    torch.set_num_threads(1)
+    for prefix in sys.argv[1:]:
+        group(prefix)
+
+
+if __name__ == "__main__":
+    main()

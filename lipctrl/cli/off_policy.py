@@ -1,0 +1,166 @@
+"""What `lipctrl train sac` and `lipctrl train mbpo` share: evaluation, checkpoints, resume, what a run folder holds.
+
+With one seed policy.npz, model.zip and metrics.csv lie in the run folder, with several in a folder seed-<k> for each.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+
+from lipctrl.agents.checkpoint import load_agents, save_agents
+from lipctrl.agents.mbpo import MBPO
+from lipctrl.agents.off_policy import SacSettings, build
+from lipctrl.agents.sac import SAC
+from lipctrl.agents.together import learn_together
+from lipctrl.cli.experts import make_env, signal_names
+from lipctrl.cli.interrupt import deferred_interrupt
+from lipctrl.cli.progress import bar
+from lipctrl.config import read_config, updated
+from lipctrl.files import UserError, write_atomically
+from lipctrl.nn.sb3 import actor_to_plain
+from lipctrl.runs import Run, read_metrics, write_metrics
+from lipctrl.seeding import seed_of
+
+TEST_SEED = 1000  # of the start states of every evaluation
+
+
+@dataclass
+class Training:
+    """A training in progress.
+
+    Attributes:
+        settings, run: of the command. agents: one per seed. rows: metrics of each agent so far.
+    """
+
+    settings: SacSettings
+    run: Run
+    agents: list[SAC]
+    rows: list[list[dict[str, float]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rows = self.rows or [[] for _ in self.agents]
+        self.test = Monitor(make_env(self.settings.env))
+
+    def folder(self, k: int) -> Path:
+        """Where the files of an agent lie."""
+        return self.run.path if len(self.agents) == 1 else self.run.path / f"seed-{self.settings.seed + k}"
+
+    def train(self) -> None:
+        """Train to the end; then write what is left to write.
+
+        Raises:
+            KeyboardInterrupt: interrupted between two steps, after a checkpoint was written.
+            UserError: a model or critics that diverge; the last checkpoint is kept.
+        """
+        settings, first = self.settings, self.agents[0]
+        label = f"{settings.env}, {len(self.agents)} seeds" if len(self.agents) > 1 else settings.env
+        with deferred_interrupt() as interrupted, bar(label, settings.timesteps) as advance:
+            advance(first.num_timesteps)
+
+            def after_step() -> bool:
+                advance()
+                if first.num_timesteps % settings.log_interval == 0:
+                    self.evaluate()
+                    self.save()
+                return not interrupted()
+
+            left = settings.timesteps - first.num_timesteps
+            fresh = first.num_timesteps == 0
+            learn_together(
+                self.agents, left, reset_num_timesteps=fresh, after_step=after_step, threads=settings.threads
+            )
+            if first.num_timesteps < settings.timesteps:
+                self.save()
+                raise KeyboardInterrupt
+        if first.num_timesteps % settings.log_interval:
+            self.evaluate()
+            self.save()
+
+    def evaluate(self) -> None:
+        """Returns of deterministic episodes from the same start states as ever, and the losses of now."""
+        for agent, rows in zip(self.agents, self.rows, strict=True):
+            self.test.reset(seed=seed_of(TEST_SEED, "evaluation") % 2**31)
+            returns, _ = evaluate_policy(agent, self.test, self.settings.episodes, return_episode_rewards=True)
+            row = {"timesteps": float(agent.num_timesteps), "evaluation/mean_return": float(np.mean(returns))}
+            found = agent.logger.name_to_value
+            names = ("train/critic_loss", "train/actor_loss", "train/ent_coef")
+            rows.append(row | {name: float(found.get(name, np.nan)) for name in names})
+
+    def save(self) -> None:
+        """Write checkpoint, metrics and networks of every agent."""
+        inputs, outputs = signal_names(self.test.env)
+        for k, (agent, rows) in enumerate(zip(self.agents, self.rows, strict=True)):
+            folder = self.folder(k)
+            folder.mkdir(exist_ok=True)
+            if rows:
+                write_metrics(folder / "metrics.csv", rows)
+            if isinstance(agent, MBPO) and agent.history:
+                write_metrics(folder / "mechanism.csv", complete(agent.history))
+            write_atomically(folder / "model.zip", lambda stream, a=agent: a.save(stream))  # type: ignore[misc]
+            net = replace(actor_to_plain(agent.policy), input_names=inputs, output_names=outputs)
+            net.save(folder / "policy.npz")
+        data = save_agents(self.agents)
+        write_atomically(self.run.path / "checkpoint.pt", lambda stream: stream.write(data))
+
+
+def complete(history: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """Rows with the same keys; what was not measured in one is NaN."""
+    keys = list(dict.fromkeys(key for row in reversed(history) for key in row))
+    return [{key: row.get(key, float("nan")) for key in keys} for row in history]
+
+
+def start(settings: Any, name: str) -> None:
+    """Train from the beginning in a new run folder, or go on with the one that the settings name."""
+    if settings.resume is not None:
+        _resume(type(settings), Path(settings.resume), name)
+        return
+    agents = _agents(settings)
+    run = Run.create(settings.out, f"{name}-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
+    _finish(Training(settings, run, agents), name)
+
+
+def _agents(settings: SacSettings) -> list[SAC]:
+    return build(settings, [make_env(settings.env) for _ in range(settings.seeds)])
+
+
+def _resume(kind: Callable[[], Any], path: Path, name: str) -> None:
+    run = Run.open(path)
+    if run.record.get("status") == "finished":
+        raise UserError(f"run {path} is finished; there is nothing to resume")
+    data, source = read_config(str(run.checked("settings.yaml")), name)
+    settings = updated(kind(), data, source)
+    if not (path / "checkpoint.pt").is_file():
+        raise UserError(f"run {path} was stopped before its first checkpoint; start it anew")
+    training = Training(settings, run, _agents(settings))
+    load_agents(training.agents, run.checked("checkpoint.pt").read_bytes())
+    steps = training.agents[0].num_timesteps
+    for k, rows in enumerate(training.rows):
+        metrics = training.folder(k) / "metrics.csv"
+        rows += [row for row in (read_metrics(metrics) if metrics.exists() else []) if row["timesteps"] <= steps]
+    _finish(training, name)
+
+
+def _finish(training: Training, name: str) -> None:
+    run, first = training.run, training.agents[0]
+    try:
+        training.train()
+    except KeyboardInterrupt:
+        run.finish("interrupted")
+        print(f"interrupted after {first.num_timesteps} steps; go on with: lipctrl train {name} --resume {run.path}")
+        raise
+    except UserError:
+        run.finish("failed")
+        raise
+    last = [rows[-1]["evaluation/mean_return"] for rows in training.rows]
+    seconds = {phase: round(sum(agent.seconds[phase] for agent in training.agents), 1) for phase in first.seconds}
+    run.finish(results={"mean_return": last}, seconds=seconds)
+    where = run.path if len(training.agents) == 1 else training.folder(0) / "policy.npz"
+    spent = ", ".join(f"{phase} {value:g} s" for phase, value in seconds.items() if value)
+    print(f"{run.path}: mean return {', '.join(f'{value:.4g}' for value in last)}; time: {spent}")
+    plot = f"lipctrl plot {run.path} or " if isinstance(first, MBPO) else ""
+    print(f"next: {plot}lipctrl certify {where}")

@@ -1,0 +1,140 @@
+"""`lipctrl train sac`, `train mbpo` and `plot`: run folders, reproducibility, exact resume, bad input."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import lipctrl.cli.off_policy
+from lipctrl.nn.plain import PlainNet
+from lipctrl.runs import read_metrics
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = [
+    "--env",
+    "InvertedPendulum-v5",
+    "--hidden",
+    "8",
+    "--timesteps",
+    "130",
+    "--log-interval",
+    "50",
+    "--episodes",
+    "1",
+]
+SMALL += ["--learning-starts", "60", "--batch", "32", "--updates", "2"]
+MODEL = ["--dynamics.width", "16", "--dynamics.depth", "1", "--dynamics.cap", "10", "--rollouts.refit-every", "20"]
+MODEL += ["--rollouts.rows", "30"]
+FILES = ("metrics.csv", "policy.npz")
+
+
+@pytest.mark.parametrize("kind", ["sac", "mbpo"])
+def test_one_seed_gives_the_same_bytes_and_a_policy_that_certifies(tmp_path: Path, run: Run, kind: str) -> None:
+    extra = MODEL if kind == "mbpo" else []
+    for name in ("a", "b"):
+        status, out, _ = run("train", kind, *SMALL, *extra, "--lip", 5, "--out", tmp_path / name)
+        assert status == 0 and "mean return" in out
+    for name in (*FILES, *(["mechanism.csv"] if kind == "mbpo" else [])):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert [row["timesteps"] for row in read_metrics(tmp_path / "a" / "metrics.csv")] == [50, 100, 130]
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "finished"
+    status, out, _ = run("certify", tmp_path / "a")
+    assert status == 0
+    net = PlainNet.load(tmp_path / "a" / "policy.npz")
+    assert net.input_names[1] == "pole angle [rad]"
+
+
+def test_several_seeds_are_trained_side_by_side_and_differ(tmp_path: Path, run: Run) -> None:
+    assert run("train", "mbpo", *SMALL, *MODEL, "--seeds", 2, "--seed", 7, "--out", tmp_path / "a")[0] == 0
+    first, second = tmp_path / "a" / "seed-7", tmp_path / "a" / "seed-8"
+    assert (first / "policy.npz").read_bytes() != (second / "policy.npz").read_bytes()
+    assert run("train", "mbpo", *SMALL, *MODEL, "--seed", 8, "--out", tmp_path / "b")[0] == 0
+    alone, together = (read_metrics(path / "mechanism.csv") for path in (tmp_path / "b", second))
+    for one, other in zip(alone, together, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, nan_ok=True)
+
+
+def test_an_interrupted_run_is_resumed_exactly(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("train", "mbpo", *SMALL, *MODEL, "--seeds", 2, "--out", tmp_path / "whole")[0] == 0
+    save, saved = lipctrl.cli.off_policy.Training.save, []
+
+    def interrupting(self: lipctrl.cli.off_policy.Training) -> None:
+        save(self)
+        saved.append(True)
+        if len(saved) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(lipctrl.cli.off_policy.Training, "save", interrupting)
+    status, out, _ = run("train", "mbpo", *SMALL, *MODEL, "--seeds", 2, "--out", tmp_path / "cut")
+    assert status == 130 and "interrupted after 100 steps" in out
+    monkeypatch.setattr(lipctrl.cli.off_policy.Training, "save", save)
+    assert run("train", "mbpo", "--resume", tmp_path / "cut")[0] == 0
+    for seed in ("seed-0", "seed-1"):
+        for name in (*FILES, "mechanism.csv"):
+            assert (tmp_path / "cut" / seed / name).read_bytes() == (tmp_path / "whole" / seed / name).read_bytes(), (
+                name
+            )
+    status, _, err = run("train", "mbpo", "--resume", tmp_path / "cut")
+    assert status == 2 and "finished" in err
+
+
+def test_a_run_whose_settings_were_changed_is_not_resumed(tmp_path: Path, run: Run) -> None:
+    assert run("train", "sac", *SMALL, "--out", tmp_path / "a")[0] == 0
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    (tmp_path / "a" / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    settings = (tmp_path / "a" / "settings.yaml").read_text()
+    (tmp_path / "a" / "settings.yaml").write_text(settings.replace("discount: 0.99", "discount: 0.9"))
+    status, _, err = run("train", "sac", "--resume", tmp_path / "a")
+    assert status == 2 and "settings.yaml" in err
+
+
+def test_a_model_that_diverges_keeps_the_last_checkpoint(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, calls = lipctrl.models.dynamics.Dynamics._losses, []
+
+    def broken(self: object, *arguments: torch.Tensor, weighted: bool) -> torch.Tensor:
+        calls.append(True)
+        found = losses(self, *arguments, weighted=weighted)  # type: ignore[arg-type]
+        return found * torch.nan if len(calls) > 30 else found
+
+    monkeypatch.setattr(lipctrl.models.dynamics.Dynamics, "_losses", broken)
+    status, _, err = run("train", "mbpo", *SMALL, *MODEL, "--out", tmp_path / "a")
+    assert status == 2 and "diverged" in err
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "failed"
+    assert (tmp_path / "a" / "checkpoint.pt").exists() and (tmp_path / "a" / "policy.npz").exists()
+
+
+def test_plot_shows_the_mechanism(tmp_path: Path, run: Run) -> None:
+    for name in ("a", "b"):
+        assert run("train", "mbpo", *SMALL, *MODEL, "--out", tmp_path / name)[0] == 0
+    status, out, _ = run("plot", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "m.svg")
+    figure = (tmp_path / "m.svg").read_text()
+    assert status == 0 and "2 runs" in out
+    for words in ("value-aware model error", "slope of Q", "spread of predictions", "holdout MSE", "a (1 seeds)"):
+        assert words in figure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "mbpo", "--env", "CartPole-v1"], "needs a box"),
+        (["train", "mbpo", "--env", "MountainCarContinuous-v0"], "no termination rule is known"),
+        (["train", "sac", "--updates", "0"], "updates"),
+        (["train", "sac", "--critic-lip", "3"], "bounded actor"),
+        (["train", "mbpo", "--env", "Hoper-v5"], "Hopper-v5"),
+        (["train", "mbpo", "--dynamics.elites", "3"], "elites"),
+        (["train", "sac", "--device", "cuda"], "device cuda"),
+        (["train", "sac", "--resume", "nowhere"], "not a run folder"),
+        (["plot"], "at least one run"),
+    ],
+)
+def test_bad_input(run: Run, arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status, _, err = run(*arguments)
+    assert status == 2 and words in " ".join(err.split())
+    assert not list(tmp_path.iterdir())
