@@ -41,7 +41,7 @@ class Smoothness:
     spectral: Literal["none", "hard", "soft"] = "none"
     """hard: matrices are scaled by min(1, beta / sigma) after each update; soft: squared excess in the loss."""
     beta: float | None = 4.0
-    """Largest singular value of a constrained matrix; null: after 1,000 updates without the constraint it is set so
+    """Largest singular value of a constrained matrix; null: after 10,000 updates without the constraint it is set so
     that the product over all matrices is the 95th percentile of the critics' gradient norm at states seen."""
     spectral_weight: float = 0.1
     """Weight of the soft term."""

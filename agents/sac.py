@@ -34,7 +34,7 @@ from .stacked import Stacked
 from .update import Batch, Update
 
 Actions = NDArray[np.float32]
-CALIBRATION = 1000  # updates before a spectral bound is measured
+CALIBRATION = 10_000  # updates before a spectral bound is measured
 PERCENTILE = 0.95
 SHAPES = 64  # of agents that one process may compile; torch's own limit is 8
 LOG_STD = (-20, 2)  # SB3's limits

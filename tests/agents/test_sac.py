@@ -278,7 +278,8 @@ def test_projection_leaves_small_matrices_alone_and_power_iteration_converges_fr
     torch.testing.assert_close(found[-1], exact, rtol=1e-3, atol=0)
 
 
-def test_the_spectral_bound_is_calibrated_from_measured_gradients() -> None:
+def test_the_spectral_bound_is_calibrated_from_measured_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipctrl.agents.sac.CALIBRATION", 1000)
     model = smooth_agent(spectral="hard", beta=None)
     model.train(gradient_steps=1000, batch_size=16)
     assert torch.isinf(model.memory.beta)
