@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from certify_speed import processor, versions
+from certify_speed import processor
 from scipy.stats import spearmanr
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -31,6 +31,7 @@ from lipctrl.agents.together import learn_together
 from lipctrl.evaluation.statistics import interquartile_mean, stratified_bootstrap
 from lipctrl.files import write_text
 from lipctrl.models.dynamics import DynamicsSettings
+from lipctrl.runs import package_versions
 
 FOLDER = Path(__file__).parent / "results" / "mbpo"
 SEEDS, EPISODES = (0, 1, 2, 3, 4), 10
@@ -107,7 +108,7 @@ def run(name: str) -> None:
     if path.exists() and json.loads(path.read_text())["finished"]:
         return
     agents, test = agents_of(cell), Monitor(gymnasium.make(cell.env))
-    result: dict[str, Any] = {"cell": name, "processor": processor(), "versions": versions(), "settings": str(cell)}
+    result: dict[str, Any] = {"cell": name, "processor": processor(), "versions": package_versions(), "settings": str(cell)}
     result |= {"steps": [], "returns": [], "finished": False}
 
     def after_step() -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import stable_baselines3
 import torch
-from certify_speed import processor, versions
+from certify_speed import processor
 from stable_baselines3.common.logger import Logger
 
 from lipctrl.agents.mbpo import MBPO, RolloutSettings
@@ -26,6 +26,7 @@ from lipctrl.agents.sac import SAC, Learner, train_together
 from lipctrl.agents.together import learn_together
 from lipctrl.files import write_text
 from lipctrl.models.dynamics import Dynamics, DynamicsSettings
+from lipctrl.runs import package_versions
 
 BLOCKS, BATCH, ROWS = 9, 256, 5000
 SMOOTH = {
@@ -169,7 +170,7 @@ def main() -> None:
     many = 8 if device == "cpu" else 32
     result: dict[str, Any] = {
         "processor": processor() if device == "cpu" else torch.cuda.get_device_name(),
-        "versions": versions() | {"torch": torch.__version__, "stable-baselines3": stable_baselines3.__version__},
+        "versions": package_versions(),
         "threads": 1,
         "batch": BATCH,
         "updates": {str(width): updates(width, device, many) for width in (64, 256)},
