@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipctrl.envs import ENVIRONMENTS
-from lipctrl.envs.base import PlantEnv
+from lipctrl.envs.base import PlantEnv, Quadratic
 from lipctrl.envs.mujoco_tasks.linearise import linearise
 from lipctrl.files import UserError, nearest
 from lipctrl.mpc.linear import is_linear
@@ -75,6 +75,14 @@ def signal_names(env: Env) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return NAMES[env.spec.id]
     observations = tuple(f"observation {i} [-]" for i in range(env.observation_space.shape[0]))
     return observations, tuple(f"action {i} [-]" for i in range(env.action_space.shape[0]))
+
+
+def reference_of(env: Env) -> Array | None:
+    """The observation that a plant with quadratic cost is to hold, or None."""
+    inner = env.unwrapped
+    if not isinstance(inner, PlantEnv) or not isinstance(inner.stage_cost, Quadratic):
+        return None
+    return np.asarray(inner.observe(inner.stage_cost.x_ref), dtype=np.float64)
 
 
 @dataclass(frozen=True)

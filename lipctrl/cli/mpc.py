@@ -327,7 +327,7 @@ def _plot(path: Path, loops: dict[str, ClosedLoop], env: Env) -> None:
     inner = env.unwrapped
     assert isinstance(inner, PlantEnv)
     traces = [
-        (name, Trace(loop.states[:-1], loop.states[:-1], loop.inputs, loop.states[-1]))
+        (name, Trace(loop.states[:-1], loop.states[:-1], loop.inputs, loop.states[-1], np.zeros((1, 0)), 0))
         for name, loop in loops.items()
         if len(loop.inputs)
     ]

@@ -15,7 +15,7 @@ from lipctrl.attacks.planned import quadratic_costs
 from lipctrl.attacks.threat import KNOWS, Threat
 from lipctrl.certify.bracket import Bracket, certify
 from lipctrl.cli.animate import animation
-from lipctrl.cli.experts import Env, Expert, make_env, signal_names
+from lipctrl.cli.experts import Env, Expert, make_env, reference_of, signal_names
 from lipctrl.cli.fitted import fitted_attack
 from lipctrl.cli.progress import bar
 from lipctrl.envs.base import PlantEnv
@@ -149,7 +149,7 @@ def evaluate(
         animate: add an animation of the first contender under the last attack where the task can be rendered.
         facts: further lines for the report.
     """
-    loops = Loops(lambda: surrounded(make_env(plan.env_id), plan.threat))
+    loops = Loops(lambda: surrounded(make_env(plan.env_id), plan.threat), reference_of(make_env(plan.env_id)))
     names = signal_names(loops.envs[0])
     results = {
         (contender.name, attack): run_attack(

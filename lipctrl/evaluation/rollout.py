@@ -13,6 +13,7 @@ from lipctrl.attacks.threat import Threat
 from lipctrl.disturb.budget import Purse
 from lipctrl.disturb.sets import Ball
 from lipctrl.disturb.wrapper import DisturbanceWrapper
+from lipctrl.evaluation.measures import Measures
 from lipctrl.files import UserError
 from lipctrl.policy import FunctionPolicy, Policy
 from lipctrl.seeding import generator, seed_of
@@ -23,12 +24,15 @@ Array = NDArray[np.float64]
 @dataclass(frozen=True)
 class Trace:
     """One recorded episode: observations as the environment returns them (late ones where it delays them) and as the
-    policy sees them (T, n), actions of the policy (T, m), and the observation after the last step."""
+    policy sees them (T, n), actions of the policy (T, m), the observation after the last step, the disturbances that
+    were applied, (T, k) or (1, k) where the channel acts once per episode, and the number of the episode, from 0."""
 
     observations: Array
     seen: Array
     actions: Array
     last: Array
+    disturbances: Array
+    episode: int
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,9 @@ class Rollouts:
     Attributes:
         radii: (R,). returns, lengths, terminated, deviation: (R, E); deviation is the largest |pi(s+d) - pi(s)| met,
             0 where the observation is not attacked.
+        roughness, saturated, tracking: (R, E), see `Measures`.
         final: observations after the last step, (R, E, n).
-        traces: of the first episode at every radius.
+        traces: of the first episode at every radius. worst: of the episode with the lowest return at every radius.
         cost: what the attack spent.
     """
 
@@ -48,17 +53,26 @@ class Rollouts:
     lengths: NDArray[np.int64]
     terminated: NDArray[np.bool_]
     deviation: Array
+    roughness: Array
+    saturated: Array
+    tracking: Array
     final: Array
     traces: tuple[Trace, ...]
+    worst: tuple[Trace, ...]
     cost: Cost
 
 
 class Loops:
     """Environments of one id, kept between runs and made when they are first needed."""
 
-    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]]) -> None:
-        """Args: make: a new environment, with the channel of the threat around it (`surrounded`)."""
-        self._make = make
+    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], reference: Array | None = None) -> None:
+        """Nothing runs yet.
+
+        Args:
+            make: a new environment, with the channel of the threat around it (`surrounded`).
+            reference: observation (n,) that the task holds, for the tracking error; None: the task has none.
+        """
+        self._make, self.reference = make, reference
         self.envs = [make()]
         space = self.envs[0].action_space
         if not isinstance(space, gymnasium.spaces.Box) or not isinstance(
@@ -96,7 +110,7 @@ class Loops:
         x, hidden = batch.reset(seed), None
         returns, deviation, lengths = np.zeros(rows), np.zeros(rows), np.zeros(rows, dtype=np.int64)
         terminated, running = np.zeros(rows, dtype=bool), np.ones(rows, dtype=bool)
-        history: list[tuple[Array, Array, Array]] = []
+        measures, history = Measures(rows, self.space, self.reference), list[tuple[Array, Array, Array]]()
         while running.any():
             seen = batch.disturb(x, running)
             actions, hidden = _act(policy, seen, hidden, self.space)
@@ -105,6 +119,7 @@ class Loops:
                 change = np.linalg.norm(actions - nominal, axis=1)
                 deviation[running] = np.maximum(deviation, change)[running]
             history.append((x, seen, actions))
+            measures.step(x, actions, running)
             x = x.copy()
             for i in np.flatnonzero(running):
                 observation, reward, end, cut, _ = batch.envs[i].step(actions[i].astype(self.space.dtype))
@@ -114,17 +129,24 @@ class Loops:
                 terminated[i] = end
                 running[i] = not (end or cut)
             progress()
-        batch.check()
-        shape = (len(radii), episodes)
-        traces = tuple(_trace(history, r * episodes, int(lengths[r * episodes]), x) for r in range(len(radii)))
+        applied, shape = batch.check(), (len(radii), episodes)
+        firsts, lowest = episodes * np.arange(len(radii)), returns.reshape(shape).argmin(1)
+        first, worst = (
+            tuple(_trace(history, row, lengths[row], x, applied, row % episodes) for row in chosen.tolist())
+            for chosen in (firsts, firsts + lowest)
+        )
         return Rollouts(
             np.asarray(radii, dtype=np.float64),
             returns.reshape(shape),
             lengths.reshape(shape),
             terminated.reshape(shape),
             deviation.reshape(shape),
+            measures.roughness.reshape(shape),
+            measures.saturated.reshape(shape),
+            measures.tracking.reshape(shape),
             x.reshape(*shape, -1),
-            traces,
+            first,
+            worst,
             batch.context.cost,
         )
 
@@ -185,10 +207,12 @@ class _Batch:
             self._apply(self.envs[i], d[i])
         return x
 
-    def check(self) -> None:
-        """Judge the whole disturbance again, from nothing but what was applied."""
-        if not self._threat.words.budget.contains(self._ball, np.stack(self._spent)):
+    def check(self) -> Array:
+        """Judge the whole disturbance again, from nothing but what was applied, and return it, (T or 1, rows, k)."""
+        applied = np.stack(self._spent)
+        if not self._threat.words.budget.contains(self._ball, applied):
             raise RuntimeError(f"{type(self._attack).__name__} overspent its budget {self._threat.words.budget}")
+        return applied
 
     def _ask(self) -> Array:
         self.context.ball = self._purse.offer()
@@ -219,6 +243,8 @@ def _act(policy: Policy, observation: Array, hidden: Any, space: gymnasium.space
     return actions, hidden
 
 
-def _trace(history: list[tuple[Array, Array, Array]], row: int, length: int, last: Array) -> Trace:
+def _trace(
+    history: list[tuple[Array, Array, Array]], row: int, length: int, last: Array, applied: Array, episode: int
+) -> Trace:
     observations, seen, actions = (np.array([step[k][row] for step in history[:length]]) for k in range(3))
-    return Trace(observations, seen, actions, last[row])
+    return Trace(observations, seen, actions, last[row], applied[:length, row], episode)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from scipy.stats import beta
 
 from lipctrl.evaluation.rollout import Rollouts
@@ -17,6 +18,8 @@ class Row:
     Attributes:
         mean, std, worst, cvar: of the undiscounted return over episodes; cvar is the mean of the lowest tenth.
         failures: episodes that ended before the time limit; failure_low, failure_high: 95 % Clopper-Pearson interval.
+        roughness, saturated, tracking: means over episodes, see `evaluation.measures.Measures`; tracking is None
+            where the task has no reference.
         deviation: largest |pi(s + d) - pi(s)| met, a witness.
         certified: proved bound of the same, None if nothing is proved of the policy.
         evaluations, jacobians, loops: what the attack spent, for all radii together; loops are closed loops, of which
@@ -35,6 +38,9 @@ class Row:
     failures: int
     failure_low: float
     failure_high: float
+    roughness: float
+    saturated: float
+    tracking: float | None
     deviation: float
     certified: float | None
     evaluations: int
@@ -72,6 +78,9 @@ def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float
                 failures,
                 low,
                 high,
+                float(rollouts.roughness[r].mean()),
+                float(rollouts.saturated[r].mean()),
+                None if np.isnan(rollouts.tracking[r]).any() else float(rollouts.tracking[r].mean()),
                 float(rollouts.deviation[r].max()),
                 certified[r],
                 rollouts.cost.evaluations,
