@@ -108,7 +108,12 @@ def run(name: str) -> None:
     if path.exists() and json.loads(path.read_text())["finished"]:
         return
     agents, test = agents_of(cell), Monitor(gymnasium.make(cell.env))
-    result: dict[str, Any] = {"cell": name, "processor": processor(), "versions": package_versions(), "settings": str(cell)}
+    result: dict[str, Any] = {
+        "cell": name,
+        "processor": processor(),
+        "versions": package_versions(),
+        "settings": str(cell),
+    }
     result |= {"steps": [], "returns": [], "finished": False}
 
     def after_step() -> bool:

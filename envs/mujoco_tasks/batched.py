@@ -23,6 +23,7 @@ import numpy as np
 from mujoco.rollout import Rollout
 from numpy.typing import ArrayLike, NDArray
 
+from lipctrl.disturb.wrapper import displaced
 from lipctrl.files import UserError
 
 from .formulas import Array, Batch, Flags, formulas_of
@@ -77,19 +78,39 @@ class BatchedTask:
             )
         self._datas = [mujoco.MjData(model) for model in self.models]
         self._batch = Batch(self.models, self._datas)
+        self._part, self._part_rows = self._batch, tuple(range(batch))
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        pairs = list(zip(self.models, self._datas, strict=True))
-        self._chunks = [pairs[i::threads] for i in range(threads)]
         self._rollout = Rollout(nthread=threads if threads > 1 else 0)
         self._scratch = [mujoco.MjData(nominal) for _ in range(threads)]
         self.elapsed = np.zeros(batch, dtype=np.int64)
 
-    def reset(self, seeds: Sequence[int], rows: Sequence[int] | None = None) -> Array:
+    @property
+    def data(self) -> Sequence[Any]:
+        """MjData of every row."""
+        return self._datas
+
+    def use(self, models: Sequence[Any]) -> None:
+        """Go on with other models, one per row, of the same structure; follow it by a reset.
+
+        Raises:
+            UserError: another number of models.
+        """
+        if len(models) != self.batch:
+            raise UserError(f"a batch of {self.batch} needs as many models, found {len(models)}")
+        self.models = list(models)
+        self._batch = self._part = Batch(self.models, self._datas)
+        self._part_rows = tuple(range(self.batch))
+
+    def reset(
+        self, seeds: Sequence[int], rows: Sequence[int] | None = None, *, displacements: ArrayLike | None = None
+    ) -> Array:
         """Start episodes by gymnasium's own reset.
 
         Args:
             seeds: one per row to reset; each row starts as a single environment with that seed.
             rows: which; by default all.
+            displacements: of the start states, (len(rows), 2 nv), see `lipctrl.disturb.channel.InitialState`.
 
         Returns:
             Observations of those rows, shape (len(rows), n).
@@ -97,49 +118,60 @@ class BatchedTask:
         rows = range(self.batch) if rows is None else rows
         if len(seeds) != len(rows) or not all(0 <= row < self.batch for row in rows):
             raise UserError(f"reset needs one seed per row below {self.batch}, found {len(seeds)} for {list(rows)}")
+        offsets = np.zeros((len(rows), 1)) if displacements is None else np.asarray(displacements, dtype=np.float64)
         observations = []
-        for seed, row in zip(seeds, rows, strict=True):
+        for seed, row, offset in zip(seeds, rows, offsets, strict=True):
             self._task.model, self._task.data = self.models[row], self._datas[row]
-            observations.append(self._task.reset(seed=int(seed))[0])
+            start = self._task.reset(seed=int(seed))[0]
+            observations.append(displaced(self._task, offset) if offset.any() else start)
         self.elapsed[list(rows)] = 0
         return np.stack(observations)
 
     def step(
-        self, actions: NDArray[Any], *, wrenches: ArrayLike | None = None, forces: ArrayLike | None = None
+        self,
+        actions: NDArray[Any],
+        *,
+        wrenches: ArrayLike | None = None,
+        forces: ArrayLike | None = None,
+        rows: Sequence[int] | None = None,
     ) -> tuple[Array, Array, Flags, Flags]:
-        """One control step of every row.
+        """One control step of some rows; k is their number, all of the batch by default.
 
         Args:
-            actions: (batch, m). As in gymnasium, cost is computed in their precision.
-            wrenches: force (N) and torque (N m) on every body, world frame, at its centre of mass, (batch, bodies, 6);
+            actions: (k, m). As in gymnasium, cost is computed in their precision.
+            wrenches: force (N) and torque (N m) on every body, world frame, at its centre of mass, (k, bodies, 6);
                 they act during this control step only.
-            forces: generalised forces, (batch, nv); likewise.
+            forces: generalised forces, (k, nv); likewise.
+            rows: which go on; the others stay as they are.
 
         Returns:
-            Observations (batch, n), rewards (batch,), terminated (batch,), truncated (batch,).
+            Observations (k, n), rewards (k,), terminated (k,), truncated (k,).
 
         Raises:
             UserError: an array of wrong shape or not finite.
         """
+        self._select(range(self.batch) if rows is None else rows)
+        part = self._part
         actions = np.asarray(actions)
         self._write("ctrl", "actions", actions)
         if wrenches is not None:
             self._write("xfrc_applied", "wrenches", np.asarray(wrenches))
         if forces is not None:
             self._write("qfrc_applied", "forces", np.asarray(forces))
-        mark = self._formulas.mark(self._task, self._batch)
+        mark = self._formulas.mark(self._task, part)
         if self._pool is None:
-            self._advance(self._chunks[0])
+            self._advance(part.pairs)
         else:
-            list(self._pool.map(self._advance, self._chunks))
+            list(self._pool.map(self._advance, [part.pairs[i :: self._threads] for i in range(self._threads)]))
         for field, given in (("xfrc_applied", wrenches), ("qfrc_applied", forces)):
             if given is not None:
-                for view in self._batch.views(field):
+                for view in part.views(field):
                     view[:] = 0
-        self.elapsed += 1
-        observations = self._formulas.observe(self._task, self._batch)
-        rewards, terminated = self._formulas.judge(self._task, self._batch, mark, actions, observations)
-        truncated = np.full(self.batch, False) if self.limit is None else self.elapsed >= self.limit
+        chosen = list(self._part_rows)
+        self.elapsed[chosen] += 1
+        observations = self._formulas.observe(self._task, part)
+        rewards, terminated = self._formulas.judge(self._task, part, mark, actions, observations)
+        truncated = np.full(len(chosen), False) if self.limit is None else self.elapsed[chosen] >= self.limit
         return observations, rewards, terminated, truncated
 
     def rollout(self, actions: ArrayLike, *, wrenches: ArrayLike | None = None) -> Array:
@@ -178,16 +210,26 @@ class BatchedTask:
         )
         return np.asarray(states[:, skip - 1 :: skip, 1 : 1 + model.nq + model.nv])  # entry 0 is time
 
+    def _select(self, rows: Sequence[int]) -> None:
+        """Make `_part` the fields of these rows; they change seldom, so that the views are kept."""
+        chosen = tuple(rows)
+        if chosen != self._part_rows:
+            if not chosen or not all(0 <= row < self.batch for row in chosen):
+                raise UserError(f"step needs rows from 0 to {self.batch - 1}, found {list(chosen)}")
+            self._part = Batch([self.models[row] for row in chosen], [self._datas[row] for row in chosen])
+            self._part_rows = chosen
+
     def _write(self, field: str, name: str, values: NDArray[Any]) -> None:
-        views = self._batch.views(field)
-        if values.shape != (self.batch, *views[0].shape):
-            raise UserError(f"{name} needs shape {(self.batch, *views[0].shape)}, found {values.shape}")
+        views = self._part.views(field)
+        expected = (len(views), *views[0].shape)
+        if values.shape != expected:
+            raise UserError(f"{name} needs shape {expected}, found {values.shape}")
         if not np.isfinite(values).all():
             raise UserError(f"{name} must be finite, found {values[~np.isfinite(values)][0]}")
         for view, value in zip(views, values, strict=True):
             view[:] = value
 
-    def _advance(self, chunk: list[tuple[Any, Any]]) -> None:
+    def _advance(self, chunk: Sequence[tuple[Any, Any]]) -> None:
         """Physics of some rows; runs in a thread."""
         skip, contacts = self._task.frame_skip, self._formulas.contacts
         for model, data in chunk:

@@ -22,14 +22,14 @@ class Batch:
     """Fields of the MjData of many environments as arrays with a leading batch axis."""
 
     def __init__(self, models: Sequence[Any], datas: Sequence[Any]) -> None:
-        self._datas = datas
+        self.pairs = list(zip(models, datas, strict=True))
         self._views: dict[str, list[Array]] = {}
         self.body_mass = np.stack([model.body_mass for model in models])
 
     def views(self, field: str) -> list[Array]:
         """The field of each environment, writable; made once, because making a view costs more than reading it."""
         if field not in self._views:
-            self._views[field] = [getattr(data, field) for data in self._datas]
+            self._views[field] = [getattr(data, field) for _, data in self.pairs]
         return self._views[field]
 
     def __getitem__(self, field: str) -> Array:

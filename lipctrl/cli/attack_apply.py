@@ -15,10 +15,10 @@ from lipctrl.attacks.fitted import FittedAttack
 from lipctrl.attacks.threat import Threat
 from lipctrl.cli.evaluate import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
+from lipctrl.cli.loops import loops_of
 from lipctrl.cli.progress import bar
 from lipctrl.cli.sections import deviation_of
 from lipctrl.config import parse
-from lipctrl.evaluation.rollout import Loops
 from lipctrl.files import UserError, write_text
 
 
@@ -84,7 +84,7 @@ def apply(settings: AttackApplySettings) -> list[Line]:
     threat = Threat.parse(settings.threat or str(stored.facts["threat"]), deviation, signal_names(env)[0])
     assert env.observation_space.shape and env.action_space.shape
     attack = stored.attack(env.observation_space.shape[0], env.action_space.shape[0])
-    loops = Loops(lambda: make_env(env_id))
+    loops = loops_of(env_id, threat)
     lines = []
     for one in found:
         runs = []

@@ -19,10 +19,10 @@ from lipctrl.attacks.learned import along_direction, scaled_perturbation
 from lipctrl.attacks.threat import Threat
 from lipctrl.cli.evaluate import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
+from lipctrl.cli.loops import loops_of
 from lipctrl.cli.progress import bar
 from lipctrl.cli.sections import Contender, deviation_of
 from lipctrl.config import parse
-from lipctrl.evaluation.rollout import Loops
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.runs import package_versions
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> None:
         settings.policy, env, lqr_expert(env) if settings.policy == "lqr" else None, settings.horizon
     )
     threat = Threat.parse(settings.threat, deviation_of((victim.net,), env), signal_names(env)[0])
-    loops = Loops(lambda: make_env(settings.env))
+    loops = loops_of(settings.env, threat)
 
     def mean_return(attack: Attack, purpose: str) -> float:
         found = loops.run(

@@ -20,9 +20,9 @@ from lipctrl.attacks.threat import Threat
 from lipctrl.cli.evaluate import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.fitted import known_attack
+from lipctrl.cli.loops import loops_of
 from lipctrl.cli.sections import check_attack, deviation_of, run_attack, searcher
 from lipctrl.config import parse
-from lipctrl.evaluation.rollout import Loops, surrounded
 from lipctrl.evaluation.statistics import conditional_value_at_risk, interquartile_mean, probability_of_improvement
 from lipctrl.evaluation.statistics import stratified_bootstrap as bootstrap
 from lipctrl.evaluation.summary import clopper_pearson
@@ -134,7 +134,7 @@ def compare(settings: CompareSettings) -> list[Line]:
     for one in contenders:
         searcher(settings.attack, env, one)
     radii = (0.0,) if settings.attack == "none" or settings.radius == 0 else (0.0, settings.radius)
-    loops = Loops(lambda: surrounded(make_env(settings.env), threat))
+    loops = loops_of(settings.env, threat)
     found = [
         run_attack(
             loops,

@@ -15,13 +15,14 @@ from lipctrl.attacks.planned import quadratic_costs
 from lipctrl.attacks.threat import KNOWS, Threat
 from lipctrl.certify.bracket import Bracket, certify
 from lipctrl.cli.animate import animation
-from lipctrl.cli.experts import Env, Expert, make_env, reference_of, signal_names
+from lipctrl.cli.experts import Env, Expert, signal_names
 from lipctrl.cli.fitted import fitted_attack
+from lipctrl.cli.loops import loops_of
 from lipctrl.cli.progress import bar
 from lipctrl.envs.base import PlantEnv
 from lipctrl.evaluation.plots import deviation_curves, return_curves, trajectories
 from lipctrl.evaluation.report import Figure, Section, confirmed, verdict
-from lipctrl.evaluation.rollout import Loops, Rollouts, Trace, surrounded
+from lipctrl.evaluation.rollout import Loops, Rollouts, Trace
 from lipctrl.evaluation.search import run_search
 from lipctrl.evaluation.summary import Row, rows
 from lipctrl.files import UserError
@@ -149,7 +150,7 @@ def evaluate(
         animate: add an animation of the first contender under the last attack where the task can be rendered.
         facts: further lines for the report.
     """
-    loops = Loops(lambda: surrounded(make_env(plan.env_id), plan.threat), reference_of(make_env(plan.env_id)))
+    loops = loops_of(plan.env_id, plan.threat)
     names = signal_names(loops.envs[0])
     results = {
         (contender.name, attack): run_attack(

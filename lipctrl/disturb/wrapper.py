@@ -198,7 +198,7 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         if is_mujoco(self.env):
             task = mujoco_task(self.env, name)
-            return _displaced(task, offset), info | task._get_reset_info()
+            return displaced(task, offset), info | task._get_reset_info()
         if "state" not in info:
             found = type(self.env.unwrapped).__name__
             raise UserError(
@@ -219,8 +219,12 @@ def _delayed(buffer: deque[Array], newest: Array, samples: int) -> Array:
     return buffer.popleft()
 
 
-def _displaced(task: Any, offset: Array) -> Any:
-    """Move a MuJoCo task's state in the tangent space of its positions; the observation there."""
+def displaced(task: Any, offset: Array) -> Any:
+    """Move a MuJoCo task's state in the tangent space of its positions; the observation there.
+
+    Raises:
+        UserError: geoms would be inside each other.
+    """
     import mujoco
 
     before = _deepest(task.data)

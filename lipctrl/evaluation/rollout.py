@@ -14,11 +14,13 @@ from lipctrl.disturb.budget import Purse
 from lipctrl.disturb.sets import Ball
 from lipctrl.disturb.wrapper import DisturbanceWrapper
 from lipctrl.evaluation.measures import Measures
+from lipctrl.evaluation.stepping import OneByOne, Stepper
 from lipctrl.files import UserError
 from lipctrl.policy import FunctionPolicy, Policy
 from lipctrl.seeding import generator, seed_of
 
 Array = NDArray[np.float64]
+BEYOND = 1e-6  # of the range of an action: what rounding and the tolerance of a solver may add to its limits
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,21 @@ class Rollouts:
 class Loops:
     """Environments of one id, kept between runs and made when they are first needed."""
 
-    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], reference: Array | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env[Any, Any]],
+        reference: Array | None = None,
+        batched: Callable[[int], Stepper] | None = None,
+    ) -> None:
         """Nothing runs yet.
 
         Args:
             make: a new environment, with the channel of the threat around it (`surrounded`).
             reference: observation (n,) that the task holds, for the tracking error; None: the task has none.
+            batched: many of them in one, by their number, where there is such a thing; results are the same.
         """
-        self._make, self.reference = make, reference
+        self._make, self.reference, self._batched = make, reference, batched
+        self._steppers: dict[int, Stepper] = {}
         self.envs = [make()]
         space = self.envs[0].action_space
         if not isinstance(space, gymnasium.spaces.Box) or not isinstance(
@@ -101,33 +110,32 @@ class Loops:
         """Run every radius with the same episodes; `progress` is called after each step of the batch.
 
         Raises:
-            UserError: the policy answers with something that is not finite or of the wrong shape, or the channel cannot
-                take a disturbance of this size.
+            UserError: the policy answers with something that is not finite, of the wrong shape or outside the action
+                space, the environment diverges, or the channel cannot take a disturbance of this size.
         """
         rows, ball = len(radii) * episodes, threat.ball(np.repeat(np.asarray(radii, dtype=np.float64), episodes))
-        self.envs += [self._make() for _ in range(rows - len(self.envs))]
-        batch = _Batch(self.envs[:rows], policy, attack, threat, ball, episodes, self.limit, seed)
+        batch = _Batch(
+            self._stepper(rows, threat), self.envs[0], policy, attack, threat, ball, episodes, self.limit, seed
+        )
         x, hidden = batch.reset(seed), None
         returns, deviation, lengths = np.zeros(rows), np.zeros(rows), np.zeros(rows, dtype=np.int64)
         terminated, running = np.zeros(rows, dtype=bool), np.ones(rows, dtype=bool)
         measures, history = Measures(rows, self.space, self.reference), list[tuple[Array, Array, Array]]()
         while running.any():
-            seen = batch.disturb(x, running)
-            actions, hidden = _act(policy, seen, hidden, self.space)
-            if not threat.channels:
+            d = batch.disturb(x)
+            seen = x if threat.channels else x + d
+            actions, hidden = _act(policy, seen, hidden, self.space, running)
+            if not threat.channels and d.any():
                 nominal = np.asarray(policy.predict(x, deterministic=True)[0], dtype=np.float64)
                 change = np.linalg.norm(actions - nominal, axis=1)
                 deviation[running] = np.maximum(deviation, change)[running]
             history.append((x, seen, actions))
             measures.step(x, actions, running)
-            x = x.copy()
-            for i in np.flatnonzero(running):
-                observation, reward, end, cut, _ = batch.envs[i].step(actions[i].astype(self.space.dtype))
-                x[i] = observation
-                returns[i] += float(reward)
-                lengths[i] += 1
-                terminated[i] = end
-                running[i] = not (end or cut)
+            x, reward, end, cut = batch.step(actions, d, running)
+            returns += reward
+            lengths += running
+            terminated |= end
+            running &= ~(end | cut)
             progress()
         applied, shape = batch.check(), (len(radii), episodes)
         firsts, lowest = episodes * np.arange(len(radii)), returns.reshape(shape).argmin(1)
@@ -150,6 +158,14 @@ class Loops:
             batch.context.cost,
         )
 
+    def _stepper(self, rows: int, threat: Threat) -> Stepper:
+        if self._batched is None:
+            self.envs += [self._make() for _ in range(rows - len(self.envs))]
+            return OneByOne(self.envs[:rows], threat.channels)
+        if rows not in self._steppers:
+            self._steppers[rows] = self._batched(rows)
+        return self._steppers[rows]
+
 
 def surrounded(env: gymnasium.Env[Any, Any], threat: Threat) -> gymnasium.Env[Any, Any]:
     """An environment with the channel of a threat around it, where the loop cannot disturb it by itself."""
@@ -161,7 +177,8 @@ class _Batch:
 
     def __init__(
         self,
-        envs: list[gymnasium.Env[Any, Any]],
+        stepper: Stepper,
+        env: gymnasium.Env[Any, Any],
         policy: Policy,
         attack: Attack,
         threat: Threat,
@@ -170,9 +187,9 @@ class _Batch:
         steps: int,
         seed: int,
     ) -> None:
-        self.envs, self._attack, self._threat, self._ball = envs, attack, threat, ball
+        self._stepper, self._attack, self._threat, self._ball = stepper, attack, threat, ball
         random = generator(seed, "attack")
-        nothing = np.zeros((len(envs), *envs[0].observation_space.shape))  # type: ignore[misc]  # a box has a shape
+        nothing = np.zeros((len(ball.radius), *env.observation_space.shape))  # type: ignore[misc]  # a box has a shape
         # who may only ask the policy does not see that it is a network with a Jacobian
         asked = policy if threat.words.access == "white" else FunctionPolicy(lambda o: policy.predict(o)[0])
         self.context = Context(nothing, asked, ball, episodes, random)
@@ -185,27 +202,26 @@ class _Batch:
             random=generator(seed, "times"),
         )
         self._spent: list[Array] = []
+        self._once = threat.kind.lasts == "episode"
 
     def reset(self, seed: int) -> Array:
         """Start all episodes, after what acts once per episode has been chosen; observations (rows, n)."""
-        episodes = self.context.episodes
-        if self._threat.kind.lasts == "episode":
-            for env, value in zip(self.envs, self._ask(), strict=True):
-                self._apply(env, value)
-        starts = [env.reset(seed=seed_of(seed, "episode", i % episodes))[0] for i, env in enumerate(self.envs)]
-        return np.array(starts, dtype=np.float64)
+        rows, episodes = len(self._ball.radius), self.context.episodes
+        seeds = [seed_of(seed, "episode", e) for e in range(episodes)] * (rows // episodes)
+        return self._stepper.start(seeds, self._ask() if self._once else None)
 
-    def disturb(self, x: Array, running: NDArray[np.bool_]) -> Array:
-        """Disturb the coming step of the running rows; what the policy sees (rows, n)."""
-        if self._threat.kind.lasts == "episode":
-            return x
+    def disturb(self, x: Array) -> Array:
+        """The disturbance of the coming step (rows, k), zero where it acts once per episode."""
+        if self._once:
+            return np.zeros((len(x), len(self._ball.scale)))
         self.context.observation = x
-        d = self._ask()
-        if not self._threat.channels:
-            return np.asarray(x + d)
-        for i in np.flatnonzero(running):
-            self._apply(self.envs[i], d[i])
-        return x
+        return self._ask()
+
+    def step(
+        self, actions: Array, d: Array, running: NDArray[np.bool_]
+    ) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.bool_]]:
+        """One step of the running rows; see `Stepper.step`."""
+        return self._stepper.step(actions, d if self._threat.channels and not self._once else None, running)
 
     def check(self) -> Array:
         """Judge the whole disturbance again, from nothing but what was applied, and return it, (T or 1, rows, k)."""
@@ -223,23 +239,25 @@ class _Batch:
         self._spent.append(d)
         return d
 
-    def _apply(self, env: gymnasium.Env[Any, Any], value: Array) -> None:
-        assert isinstance(env, DisturbanceWrapper)
-        first = 0
-        for channel, size in self._threat.channels:
-            env.apply(channel.name, channel.neutral + value[first : first + size])
-            first += size
 
-
-def _act(policy: Policy, observation: Array, hidden: Any, space: gymnasium.spaces.Box) -> tuple[Array, Any]:
-    """Checked actions, and the hidden state, which MPC takes its warm start from."""
+def _act(
+    policy: Policy, observation: Array, hidden: Any, space: gymnasium.spaces.Box, running: NDArray[np.bool_]
+) -> tuple[Array, Any]:
+    """Actions, checked where the loop runs, and the hidden state, which MPC takes its warm start from."""
     answer, hidden = policy.predict(observation, hidden, deterministic=True)
     actions = np.asarray(answer, dtype=np.float64)
     expected = (len(observation), *space.shape)
     if actions.shape != expected:
         raise UserError(f"the policy answers with actions of shape {actions.shape}; the environment needs {expected}")
-    if not np.isfinite(actions).all():
-        raise UserError(f"the policy answers with actions that are not finite, to {observation[0].tolist()} for one")
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    slack = BEYOND * np.maximum(1.0, np.where(np.isfinite(high - low), high - low, 1.0))
+    finite = np.asarray(np.isfinite(actions).all(axis=1))
+    inside = ((low - slack <= actions) & (actions <= high + slack)).all(axis=1)
+    if (wrong := np.flatnonzero(running & ~(finite & inside))).size:
+        row = int(wrong[0])
+        problem = "that are not finite" if not finite[row] else f"{actions[row].tolist()}, outside the action space"
+        limits = f", from {low.tolist()} to {high.tolist()}" if finite[row] else ""
+        raise UserError(f"the policy answers with actions {problem}{limits}, to {observation[row].tolist()} for one")
     return actions, hidden
 
 

@@ -243,7 +243,7 @@ def test_a_delayed_integrator_is_stable_up_to_the_known_gain() -> None:
     loops, delays = Loops(lambda: surrounded(integrator(), threat)), np.arange(5)
     limits = 2 * np.cos(delays * np.pi / (2 * delays + 1))
     for k, gain in enumerate(limits[1:] * 1.05):
-        policy = linear_policy(np.array([[gain]]), np.array([-1e9]), np.array([1e9]))
+        policy = linear_policy(np.array([[gain]]), np.array([-1e3]), np.array([1e3]))
         result = loops.run(policy, ATTACKS["vertex"][0](), threat, delays.tolist(), episodes=2, seed=0)
         grown = np.abs(result.final[..., 0]).max(1) > 1.5
         assert (grown == (gain > limits)).all()
