@@ -13,11 +13,11 @@ from rich.table import Table
 from lipctrl.attacks import MaximalActionDeviation, RandomVertex
 from lipctrl.attacks.fitted import FittedAttack
 from lipctrl.attacks.threat import Threat
+from lipctrl.cli.attacking import deviation_of
 from lipctrl.cli.evaluate import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.loops import loops_of
 from lipctrl.cli.progress import bar
-from lipctrl.cli.sections import deviation_of
 from lipctrl.config import parse
 from lipctrl.files import UserError, write_text
 

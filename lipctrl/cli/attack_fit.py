@@ -17,11 +17,12 @@ from lipctrl.attacks.critic import ActionValue, CriticAttack
 from lipctrl.attacks.fitted import FittedAttack
 from lipctrl.attacks.learned import along_direction, scaled_perturbation
 from lipctrl.attacks.threat import Threat
+from lipctrl.cli.attacking import deviation_of
 from lipctrl.cli.evaluate import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.loops import loops_of
+from lipctrl.cli.plan import Contender
 from lipctrl.cli.progress import bar
-from lipctrl.cli.sections import Contender, deviation_of
 from lipctrl.config import parse
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet

@@ -17,11 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from lipctrl.attacks.threat import Threat
+from lipctrl.cli.attacking import check_attack, deviation_of, run_attack, searcher
 from lipctrl.cli.evaluate import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.fitted import known_attack
 from lipctrl.cli.loops import loops_of
-from lipctrl.cli.sections import check_attack, deviation_of, run_attack, searcher
 from lipctrl.config import parse
 from lipctrl.evaluation.statistics import conditional_value_at_risk, interquartile_mean, probability_of_improvement
 from lipctrl.evaluation.statistics import stratified_bootstrap as bootstrap

@@ -11,11 +11,13 @@ from rich.table import Table
 
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.bracket import certify
+from lipctrl.cli.attacking import check_attack, deviation_of, searcher
 from lipctrl.cli.experts import Env, Expert, lqr_expert, make_env, signal_names
 from lipctrl.cli.fitted import fitted_facts, known_attack
 from lipctrl.cli.loading import load_network
 from lipctrl.cli.mpc_modes import mpc_with_backup
-from lipctrl.cli.sections import Contender, Plan, check_attack, deviation_of, evaluate, searcher
+from lipctrl.cli.plan import Contender, Plan
+from lipctrl.cli.sections import evaluate
 from lipctrl.config import parse
 from lipctrl.evaluation.report import Section, write
 from lipctrl.evaluation.rollout import surrounded

@@ -10,7 +10,8 @@ from lipctrl.attacks.threat import Threat
 from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
 from lipctrl.cli.evaluate import EvaluateSettings, contender, provenance, show
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
-from lipctrl.cli.sections import Plan, evaluate
+from lipctrl.cli.plan import Plan
+from lipctrl.cli.sections import evaluate
 from lipctrl.cli.train_bc import prepare, train
 from lipctrl.config import parse, read_config, to_yaml, updated
 from lipctrl.evaluation.report import Section, write

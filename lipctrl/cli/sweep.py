@@ -14,10 +14,12 @@ import numpy as np
 from lipctrl.agents.bc import BCSettings
 from lipctrl.attacks import ATTACKS
 from lipctrl.attacks.threat import Threat
+from lipctrl.cli.attacking import deviation_of
 from lipctrl.cli.closed_loop import closed_loop, loop_of
 from lipctrl.cli.evaluate import contender, provenance, show
 from lipctrl.cli.experts import Env, make_env, signal_names
-from lipctrl.cli.sections import Contender, Plan, deviation_of, evaluate
+from lipctrl.cli.plan import Contender, Plan
+from lipctrl.cli.sections import evaluate
 from lipctrl.cli.train_bc import TrainSettings, finish, prepare
 from lipctrl.config import parse, read_config, updated
 from lipctrl.demos.cover import Slope, expert_slope

@@ -46,7 +46,7 @@ class Rollouts:
             0 where the observation is not attacked.
         roughness, saturated, tracking: (R, E), see `Measures`.
         final: observations after the last step, (R, E, n).
-        traces: of the first episode at every radius. worst: of the episode with the lowest return at every radius.
+        traces: of one episode at every radius, by default the first. worst: of that with the lowest return.
         cost: what the attack spent.
     """
 
@@ -105,9 +105,12 @@ class Loops:
         *,
         episodes: int,
         seed: int,
+        shown: int = 0,
         progress: Callable[[], object] = lambda: None,
     ) -> Rollouts:
         """Run every radius with the same episodes; `progress` is called after each step of the batch.
+
+        Episode `shown` of every radius is traced, beside the worst one.
 
         Raises:
             UserError: the policy answers with something that is not finite, of the wrong shape or outside the action
@@ -138,10 +141,10 @@ class Loops:
             running &= ~(end | cut)
             progress()
         applied, shape = batch.check(), (len(radii), episodes)
-        firsts, lowest = episodes * np.arange(len(radii)), returns.reshape(shape).argmin(1)
-        first, worst = (
+        blocks, lowest = episodes * np.arange(len(radii)), returns.reshape(shape).argmin(1)
+        traces, worst = (
             tuple(_trace(history, row, lengths[row], x, applied, row % episodes) for row in chosen.tolist())
-            for chosen in (firsts, firsts + lowest)
+            for chosen in (blocks + shown, blocks + lowest)
         )
         return Rollouts(
             np.asarray(radii, dtype=np.float64),
@@ -153,7 +156,7 @@ class Loops:
             measures.saturated.reshape(shape),
             measures.tracking.reshape(shape),
             x.reshape(*shape, -1),
-            first,
+            traces,
             worst,
             batch.context.cost,
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lipctrl.attacks.threat import Threat
-from lipctrl.cli.sections import deviation_bound
+from lipctrl.cli.assembly import deviation_bound
 from lipctrl.nn.plain import PlainNet
 
 Run = Callable[..., tuple[int, str, str]]
