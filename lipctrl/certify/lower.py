@@ -32,7 +32,7 @@ def lower_bound(net: PlainNet, norm: NormPair | None = None, *, region: Box | No
     from lipctrl.certify.patterns import LARGEST_CLIMB, climb
 
     norm = norm or NormPair()
-    x = _samples(net, region, np.random.default_rng(seed))
+    x = start_points(net, region, np.random.default_rng(seed))
     gain, direction = gains_at(net, norm, x)
     best = np.argsort(-gain)[:ASCENTS]
     found = [witness(net, norm, x[best[0]], direction[best[0]], "sampling")]
@@ -50,7 +50,8 @@ def witness(net: PlainNet, norm: NormPair, x: Array, d: Array, method: str) -> W
     return Witness(bound, tuple(x.tolist()), tuple(d.tolist()), norm, method)
 
 
-def _samples(net: PlainNet, region: Box | None, random: np.random.Generator) -> Array:
+def start_points(net: PlainNet, region: Box | None, random: np.random.Generator) -> Array:
+    """Inputs (SAMPLES, n): uniform on the region; without one, at radii over several decades around the data."""
     n = net.input_size
     if region is not None:
         return random.uniform(region.low, region.high, (SAMPLES, n))

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from lipctrl.evaluation.rollout import Trace
 from lipctrl.evaluation.summary import Row
+from lipctrl.files import UserError
 from lipctrl.models.validation import Validation
 from lipctrl.models.windows import Windows
+from lipctrl.nn.reward import LearnedReward
+from lipctrl.nn.reward_forms import REWARD_FORMS
 
 matplotlib.rcParams["svg.hashsalt"] = "lipctrl"  # identical bytes for identical figures
 STYLE = {"none": ":", "uniform": "-.", "vertex": "--", "mad": "-", "lookahead": (0, (5, 1))}
@@ -243,4 +246,54 @@ def mechanism_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
     grid[5].axis("off")
     grid[5].legend(*grid[0].get_legend_handles_labels(), loc="center", fontsize=8)
     figure.tight_layout()
+    return _svg(figure)
+
+
+def reward_grid(
+    reward: LearnedReward, axes: tuple[int, int], at: NDArray[np.float64], low: Sequence[float], high: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(x (160,), y (160,), rewards (160, 160), one row per y) over two of the network's inputs, the others fixed.
+
+    Args:
+        axes: numbers of the two inputs, across and up. at: (n,), the values of the others, raw units.
+        low, high: range of the two.
+
+    Raises:
+        UserError: inputs that do not exist or are the same, an empty range, or numbers that are not finite.
+    """
+    n, (i, j) = reward.logit.input_size, axes
+    if i == j or not (0 <= i < n and 0 <= j < n):
+        raise UserError(f"a map of the reward needs two different inputs among 0..{n - 1}, found {i} and {j}")
+    if at.shape != (n,) or not np.isfinite([*at, *low, *high]).all() or not np.less(low, high).all():
+        raise UserError(f"a map of the reward needs {n} finite values and ranges low < high; found {at}, {low}, {high}")
+    x, y = (np.linspace(a, b, 160) for a, b in zip(low, high, strict=True))
+    grid = np.tile(at, (len(y), len(x), 1))
+    grid[..., i], grid[..., j] = np.meshgrid(x, y)
+    return x, y, reward.of_inputs(grid)
+
+
+def reward_map(
+    reward: LearnedReward,
+    axes: tuple[int, int],
+    at: NDArray[np.float64],
+    low: Sequence[float],
+    high: Sequence[float],
+    points: NDArray[np.float64] | None = None,
+) -> str:
+    """A learned reward over two of its network's inputs, with level lines; arguments and errors as `reward_grid`.
+
+    Args:
+        points: (N, n), inputs to draw as dots, for example of the demonstrations.
+    """
+    x, y, values = reward_grid(reward, axes, at, low, high)
+    figure = Figure(figsize=(6.4, 5.0))
+    plot = figure.subplots()
+    picture = plot.pcolormesh(x, y, values, cmap="viridis", rasterized=True)
+    if np.ptp(values) > 0:
+        plot.contour(x, y, values, colors="white", linewidths=0.6, alpha=0.7)
+    if points is not None:
+        plot.plot(points[:, axes[0]], points[:, axes[1]], ".", ms=2, color="red", alpha=0.6)
+    figure.colorbar(picture, ax=plot, label=f"reward {REWARD_FORMS[reward.form].formula}")
+    names = reward.logit.input_names or tuple(f"input {k}" for k in range(reward.logit.input_size))
+    plot.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel=names[axes[0]], ylabel=names[axes[1]])
     return _svg(figure)
