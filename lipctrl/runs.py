@@ -68,8 +68,12 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
 
     @staticmethod
-    def create(out: str | None, name: str, settings: Any, *, seed: int) -> "Run":
+    def create(
+        out: str | None, name: str, settings: Any, *, seed: int, without: Sequence[str] = ("out", "resume")
+    ) -> "Run":
         """Make a new run folder: `out` if given, else the first free `runs/<name>-<k>`.
+
+        settings.yaml has all settings but those named in `without`.
 
         Raises:
             UserError: the folder exists, or its parent cannot be written to.
@@ -90,7 +94,7 @@ class Run:
             "machine": machine(),
             "status": "running",
         }
-        write_text(path / "settings.yaml", to_yaml(settings, without=("out", "resume")))
+        write_text(path / "settings.yaml", to_yaml(settings, without=without))
         run.write()
         return run
 

@@ -1,6 +1,6 @@
 """Attacks by what the command line calls them, and one run of them; shared by the commands that attack."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -89,9 +89,24 @@ def run_attack(
     searched = sum(radius > 0 for radius in radii)
     runs = 1 + searched * len(attack.generations()) if isinstance(attack, Search) else 1
     with bar(label, runs * loops.limit) as advance:
-        if isinstance(attack, Search):
-            return run_search(loops, policy, attack, threat, radii, episodes=episodes, seed=seed, progress=advance)
-        return loops.run(policy, attack, threat, radii, episodes=episodes, seed=seed, progress=advance)
+        return attacked(loops, attack, policy, threat, radii, episodes=episodes, seed=seed, progress=advance)
+
+
+def attacked(
+    loops: Loops,
+    attack: Attack | Search,
+    policy: Policy,
+    threat: Threat,
+    radii: Sequence[float],
+    *,
+    episodes: int,
+    seed: int,
+    progress: Callable[[], object],
+) -> Rollouts:
+    """Closed loops of a policy under an attack of either kind; `progress` is called after each step of a batch."""
+    if isinstance(attack, Search):
+        return run_search(loops, policy, attack, threat, radii, episodes=episodes, seed=seed, progress=progress)
+    return loops.run(policy, attack, threat, radii, episodes=episodes, seed=seed, progress=progress)
 
 
 def deviation_of(nets: Iterable[PlainNet | None], env: Env) -> Array:

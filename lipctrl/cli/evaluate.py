@@ -12,20 +12,29 @@ from rich.table import Table
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.bracket import certify
 from lipctrl.cli.attacking import check_attack, deviation_of, searcher
+from lipctrl.cli.cells import Runner
 from lipctrl.cli.experts import Env, Expert, lqr_expert, make_env, signal_names
 from lipctrl.cli.fitted import fitted_facts, known_attack
 from lipctrl.cli.loading import load_network
 from lipctrl.cli.mpc_modes import mpc_with_backup
+from lipctrl.cli.partial import partial_section
 from lipctrl.cli.plan import Contender, Plan
 from lipctrl.cli.sections import evaluate
-from lipctrl.config import parse
+from lipctrl.config import parse, read_config, updated
+from lipctrl.evaluation.engine import Engine
 from lipctrl.evaluation.report import Section, write
+from lipctrl.evaluation.require import Condition, parse_requirement, violated
 from lipctrl.evaluation.rollout import surrounded
+from lipctrl.evaluation.store import Store
 from lipctrl.evaluation.summary import Row
+from lipctrl.evaluation.tiers import TIERS, TierName
 from lipctrl.files import RequirementFailed, UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.policy import PlainPolicy
 from lipctrl.runs import Run, package_versions
+
+WHERE = ("workers", "engine", "out", "resume")
+"""Settings that have no part in what is found: they are not in settings.yaml."""
 
 
 @dataclass(frozen=True)
@@ -42,32 +51,49 @@ class EvaluateSettings:
     units raw, normalised; budgets step, episode, sparse=K, rate=C; access white, grey, black. See docs/threats.md."""
     radii: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
     """Radii of the attack, in the threat's units."""
-    attacks: tuple[str, ...] = ("none", "vertex", "mad")
-    """Attacks, see `lipctrl list`, or files of `lipctrl attack fit`."""
-    episodes: int = 10
+    tier: TierName = "standard"
+    """How hard to look: smoke (seconds), standard (minutes), strong (hours). It sets attacks, episodes, fresh and
+    search, each of which can be given by itself."""
+    attacks: tuple[str, ...] | None = None
+    """Attacks, see `lipctrl list`, or files of `lipctrl attack fit`; by default those of the tier that fit the threat
+    and every policy."""
+    episodes: int | None = None
     """Episodes per policy, attack and radius, with the same seeds for all."""
-    fresh: int = 10
+    fresh: int | None = None
     """Episodes on new seeds for the attack that turns out worst, which takes the bias of choosing it away; 0: none."""
-    search: int = 100
+    search: int | None = None
     """Closed loops that a search may spend per episode and radius."""
     horizon: int = 10
     """Steps that "mpc" looks ahead."""
-    require: float | None = None
-    """Exit with status 3 if the worst mean return found for the first policy is below this."""
+    require: str | None = None
+    """Exit with status 3 unless this holds of the first policy: QUANTITY>=NUMBER or <=NUMBER, several with commas, as
+    in "worst>=900, failure<=0.1". Quantities: nominal, worst, drop, cvar, failure, failure_high, deviation."""
+    budget: int | None = None
+    """Environment steps after which no further combination of policy, attack and radius begins; the report is then
+    marked partial."""
+    workers: int = 1
+    """Processes that share the work; the report is the same."""
+    engine: Engine = "local"
+    """local, or ray: the workers are those of the Ray cluster at RAY_ADDRESS, or of this machine."""
     seed: int = 0
     """Seed of start states and attacks."""
     out: str | None = None
-    """Run folder for report.html and report.json; by default the first free runs/evaluate-<environment>-<k>."""
+    """Run folder for report.html, report.json and the finished cells; by default the first free
+    runs/evaluate-<environment>-<k>."""
+    resume: str | None = None
+    """Run folder of an evaluation that was interrupted or ran out of budget: what has finished is kept; budget,
+    workers, engine and require are those of the command line, all else is read from the folder."""
 
     def __post_init__(self) -> None:
-        for attack in self.attacks:
+        for attack in self.attacks or ():
             known_attack(attack)
-        if self.fresh < 0:
+        if self.fresh is not None and self.fresh < 0:
             raise ValueError(f"fresh must not be negative, found {self.fresh}")
-        for name in ("horizon", "search"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if self.episodes < 1 or not self.radii or not self.attacks:
+        for name in ("horizon", "search", "workers", "budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        if (self.episodes is not None and self.episodes < 1) or not self.radii or self.attacks == ():
             raise ValueError("evaluation needs at least one episode, one radius and one attack")
         if not all(np.isfinite(r) and r >= 0 for r in self.radii):
             raise ValueError(f"radii must be finite and not negative, found {self.radii}")
@@ -82,6 +108,10 @@ def main(arguments: Sequence[str]) -> None:
         description="Run policies in closed loop under attack, every radius with the same seeds, and write a report.",
         args=arguments,
     )
+    conditions = parse_requirement(settings.require) if settings.require is not None else ()
+    resumed = Run.open(Path(settings.resume)) if settings.resume is not None else None
+    if resumed is not None:
+        settings = _as_it_was(settings, resumed)
     if not settings.policies:
         raise UserError("evaluate needs a policy: lipctrl evaluate POLICY [POLICY ...]")
     env = make_env(settings.env)
@@ -90,29 +120,98 @@ def main(arguments: Sequence[str]) -> None:
     threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0], env)
     surrounded(env, threat)  # refuses what does not fit before anything is written
     threat.ball(np.array(settings.radii))
-    for attack in settings.attacks:
-        check_attack(attack, threat)
-        for one in contenders:
-            searcher(attack, env, one)
-    run = Run.create(settings.out, f"evaluate-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
+    plan, facts = plan_of(settings, threat, env, contenders)
+    run = resumed or Run.create(
+        settings.out, f"evaluate-{settings.env.split('/')[-1]}", settings, seed=settings.seed, without=WHERE
+    )
+    runner = Runner(Store(run.path / "cells"), settings.workers, settings.engine, settings.budget)
+
+    def report(section: Section, status: str) -> None:
+        page = write(run.path, f"lipctrl evaluate, {settings.env}", [section], provenance(settings.seed))
+        run.finish(status)
+        show(section)
+        print(f"report: {page}")
+        if section.partial:
+            print(f"partial: {section.partial}; go on with: lipctrl evaluate --resume {run.path}")
+
+    try:
+        section = evaluate(plan, contenders, expert=expert, animate=True, facts=facts, runner=runner)
+    except (UserError, KeyboardInterrupt) as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if runner.finished:
+            report(partial_section(plan, contenders, runner.finished, str(error) or "interrupted", facts), status)
+        else:
+            run.finish(status)
+        raise
+    report(section, "partial" if section.partial else "finished")
+    gate(conditions, section, contenders[0].name)
+
+
+def _as_it_was(given: EvaluateSettings, run: Run) -> EvaluateSettings:
+    """The settings of a run folder with those of the command line that say where and how far it is run.
+
+    Raises:
+        UserError: it is not an evaluation, or cannot be read.
+    """
+    data, source = read_config(str(run.path / "settings.yaml"), "evaluate")
+    own = {name: getattr(given, name) for name in (*WHERE, "budget", "require")}
+    return replace(updated(EvaluateSettings(), data, source), **own)
+
+
+def gate(conditions: Sequence[Condition], section: Section, policy: str) -> None:
+    """Stop with status 3 where a requirement does not hold.
+
+    Raises:
+        RequirementFailed: it does not, or what was run is not enough to say so.
+    """
+    failed = violated(conditions, [row for row in [*section.table, *section.fresh] if row.policy == policy])
+    if failed:
+        raise RequirementFailed(f"{policy}: {'; '.join(failed)}")
+    if conditions and section.partial:
+        raise RequirementFailed(f"{policy}: what was required is not shown by a partial result: {section.partial}")
+
+
+def plan_of(
+    settings: EvaluateSettings, threat: Threat, env: Env, contenders: Sequence[Contender]
+) -> tuple[Plan, dict[str, str]]:
+    """What to run, and lines for the report that say how hard that is.
+
+    Raises:
+        UserError: an attack that was asked for has no place here.
+    """
+    tier = TIERS[settings.tier]
+
+    def given(name: str) -> int:
+        own: int | None = getattr(settings, name)
+        return int(getattr(tier, name)) if own is None else own
+
+    search, attacks, left_out = given("search"), [], {}
+    for attack in tier.attacks if settings.attacks is None else settings.attacks:
+        try:
+            check_attack(attack, threat)
+            for one in contenders:
+                searcher(attack, env, one, search)
+            attacks.append(attack)
+        except UserError as error:
+            if settings.attacks is not None:
+                raise
+            left_out[attack] = str(error)
     plan = Plan(
         settings.env,
         threat,
         settings.radii,
-        settings.attacks,
-        settings.episodes,
+        tuple(attacks),
+        given("episodes"),
         settings.seed,
-        settings.fresh,
-        settings.search,
+        given("fresh"),
+        search,
+        settings.horizon,
     )
-    section = evaluate(plan, contenders, expert=expert, animate=True, facts=fitted_facts(settings.attacks))
-    page = write(run.path, f"lipctrl evaluate, {settings.env}", [section], provenance(settings.seed))
-    run.finish()
-    show(section)
-    print(f"report: {page}")
-    worst = min(row.mean for row in section.table if row.policy == contenders[0].name)
-    if settings.require is not None and worst < settings.require:
-        raise RequirementFailed(f"the worst mean return found is {worst:.6g}, below {settings.require:g}")
+    facts = {"tier": f"{settings.tier}, {tier.purpose}"}
+    if settings.attacks is not None:
+        facts["tier"] += "; the attacks were chosen by hand"
+    facts |= {f"left out: {attack}": reason for attack, reason in left_out.items()}
+    return plan, facts | fitted_facts(attacks)
 
 
 def contender_named(name: str, env: Env, expert: Expert | None, horizon: int) -> Contender:
@@ -172,6 +271,9 @@ def show(section: Section) -> None:
         cells = []
         for radius in radii:
             at = [row for row in section.table if (row.policy, row.radius) == (policy, radius)]
+            if not at:  # of a partial result
+                cells.append("")
+                continue
             proved = "nothing" if at[0].certified is None else f"{at[0].certified:.4g}"
             cells.append(f"{max(row.deviation for row in at):.4g} / {proved}")
         table.add_row(policy, *cells)

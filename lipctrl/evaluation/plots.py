@@ -50,7 +50,8 @@ def return_curves(table: Sequence[Row], radius_label: str) -> str:
     axes.set_xlabel(f"attack radius [{radius_label}]")
     axes.set_ylabel("return (mean over episodes)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8)
     return _svg(figure)
 
 

@@ -34,6 +34,7 @@ class Section:
         exact: one mapping per radius where the worst case is known in closed form.
         table: all rows.
         fresh: the nominal loop and the worst attack of each policy again, on seeds that had no part in choosing it.
+        partial: how much was run and why not all of it, empty where all was.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Section:
     exact: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     fresh: Sequence[Row] = ()
+    partial: str = ""
 
 
 def confirmed(fresh: Sequence[Row], policy: str) -> str:
@@ -95,6 +97,7 @@ def write(folder: Path, title: str, sections: Sequence[Section], provenance: Map
         "sections": [
             {
                 "title": s.title,
+                "partial": s.partial,
                 "verdicts": list(s.verdicts),
                 "sensitivity": [dict(x) for x in s.sensitivity],
                 "threat": s.threat,
