@@ -119,8 +119,8 @@ def exact_costs(plan: Plan, results: Mapping[tuple[str, str], Rollouts], expert:
 
 
 def shown(plan: Plan) -> int:
-    """Index of the radius whose trajectories are drawn: the middle one."""
-    return len(plan.radii) // 2
+    """Index of the radius whose trajectories are drawn: the middle one of the last attack."""
+    return len(plan.radii_of(plan.attacks[-1])) // 2
 
 
 def traces_of(
