@@ -8,7 +8,7 @@ be trained as one batch (`train_together`), each with its own environment, repla
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,27 +43,22 @@ EXACT = 100  # updates between exact projections under a hard spectral bound; po
 
 
 class Memory(nn.Module):
-    """What an agent must remember to go on exactly: slices of the tensors of `Update`, and what it alone counts."""
+    """What an agent must remember to go on exactly, besides its policy: slices of what its learner holds.
+
+    Args:
+        state: by name, the agents' parts one after the other along the leading axis.
+        agent, agents: which part, of how many.
+    """
 
     log_temperature: Tensor
     count: Tensor
     beta: Tensor
 
-    def __init__(self, update: Update, agent: int, agents: int) -> None:
+    def __init__(self, state: Mapping[str, Tensor], agent: int, agents: int) -> None:
         super().__init__()
-
-        def keep(name: str, value: Tensor) -> None:
+        for name, value in state.items():
             each = len(value) // agents
             self.register_buffer(name, value[agent * each : (agent + 1) * each])
-
-        for part, adam in update.adam.items():
-            for k, (first, second) in enumerate(zip(adam.first, adam.second, strict=True)):
-                keep(f"{part}_first_{k}", first)
-                keep(f"{part}_second_{k}", second)
-        for k, vector in enumerate(update.right):
-            keep(f"right_{k}", vector)
-        for name in ("log_temperature", "count", "beta"):
-            keep(name, getattr(update, name))
 
 
 class _Actor(nn.Module):
@@ -146,15 +141,26 @@ class SAC(stable_baselines3.SAC):
             with_layer_norm(self.critic)
             with_layer_norm(self.critic_target)
             self.critic_target.load_state_dict(self.critic.state_dict())
-        if type(self.actor) not in (Actor, LipschitzSacActor) or not isinstance(
-            self.actor.features_extractor, FlattenExtractor
-        ):
-            raise UserError("SAC with smooth critics needs the actor of MlpPolicy or LipschitzMlpPolicy")
-        self._acting = _Actor(self.actor)  # on the CPU, where the environment is
+        self._acting = self._actor_function()  # on the CPU, where the environment is
         if self.device.type != "cpu":
             self._acting = copy.deepcopy(self._acting).cpu()
         self.draws = torch.Generator(self.device).manual_seed(seed_of(self.seed or 0, "updates"))
         self.steps = torch.Generator().manual_seed(seed_of(self.seed or 0, "actions"))
+        self._make_learner()
+
+    def _actor_function(self) -> nn.Module:
+        """From observations to what `_sample_action` needs.
+
+        Raises:
+            UserError: another actor than those whose parameters can be stacked.
+        """
+        if type(self.actor) not in (Actor, LipschitzSacActor) or not isinstance(
+            self.actor.features_extractor, FlattenExtractor
+        ):
+            raise UserError("SAC with smooth critics needs the actor of MlpPolicy or LipschitzMlpPolicy")
+        return _Actor(self.actor)
+
+    def _make_learner(self) -> None:
         Learner([self])
 
     def _excluded_save_params(self) -> list[str]:
@@ -298,7 +304,7 @@ class SAC(stable_baselines3.SAC):
     def _refresh(self) -> None:
         """Bring the actor that acts up to date, where it is a copy."""
         if self.device.type != "cpu":
-            for copied, leaf in zip(self._acting.actor.parameters(), self.actor.parameters(), strict=True):
+            for copied, leaf in zip(self._acting.parameters(), self._actor_function().parameters(), strict=True):
                 copied.data.copy_(leaf.data)
 
     def set_parameters(self, *arguments: Any, **others: Any) -> None:
@@ -336,45 +342,42 @@ class Learner:
         UserError: agents that differ in what they share.
     """
 
+    update: Update
+
     def __init__(self, agents: Sequence[SAC]) -> None:
         first, self.agents = agents[0], list(agents)
-        shared = [(a.gamma, a.tau, a.target_entropy, a.smoothness, a.device, a.compiled, str(a.policy)) for a in agents]
+        shared = [self._shared(agent) for agent in agents]
         if any(one != shared[0] for one in shared):
             raise UserError("agents that are trained together must have the same networks and settings of the update")
         before = [getattr(agent, "memory", None) for agent in agents]
-        critics = Stacked([net for agent in agents for net in agent.critic.q_networks])
-        targets = Stacked([net for agent in agents for net in agent.critic_target.q_networks])
-        actors = StackedActors([agent.actor for agent in agents])
-        smooth, device, count = first.smoothness, first.device, len(agents)
-        constrained = _constrained(critics, smooth)
-        matrices = [critics.leaves[k] for k in constrained]
-        tuned = first.ent_coef_optimizer is not None
-        self.each = critics.count // count
-        self.update = Update(
-            actor=actors,
-            actor_leaves=actors.leaves,
-            critics=critics,
-            targets=targets,
-            log_temperature=torch.stack([_log_temperature(agent) for agent in agents]),
-            target_entropy=float(first.target_entropy) if tuned else None,
-            discount=first.gamma,
-            tau=first.tau,
-            smoothness=smooth,
-            constrained=constrained,
-            right=[torch.linalg.svd(matrix, full_matrices=False).Vh[:, 0].clone() for matrix in matrices],
-            count=torch.zeros(count, device=device, dtype=torch.float64),
-            rate=torch.zeros(count, device=device, dtype=torch.float64),
-            beta=torch.full((count,), float("inf") if smooth.beta is None else smooth.beta, device=device),
-        )
+        self.each = len(first.critic.q_networks)
+        self._build()
         for k, agent in enumerate(agents):
-            memory, agent.memory, agent.learner = before[k], Memory(self.update, k, count), self
+            memory, agent.memory, agent.learner = before[k], Memory(self.state(), k, len(agents)), self
             if memory is not None:
                 agent.memory.load_state_dict(memory.state_dict())
-            if agent.log_ent_coef is not None:
-                agent.log_ent_coef.data = agent.memory.log_temperature
-        self._step = _compiled(self.update) if first.compiled else self.update.step
+            self._adopt(agent)
 
-    def run(self, batches: Sequence[Batch]) -> list[list[float]]:
+    def _shared(self, agent: SAC) -> tuple[Any, ...]:
+        """What agents must have in common."""
+        of_update = (agent.gamma, agent.tau, agent.target_entropy, agent.smoothness)
+        return (*of_update, agent.device, agent.compiled, str(agent.policy))
+
+    def _build(self) -> None:
+        """Stack what the agents learn."""
+        self.update = soft_update(self.agents)
+        self._step = compiled(self.update.step) if self.agents[0].compiled else self.update.step
+
+    def _adopt(self, agent: SAC) -> None:
+        """Let an agent see what it learns."""
+        if agent.log_ent_coef is not None:
+            agent.log_ent_coef.data = agent.memory.log_temperature
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is learned or counted besides the parameters of policies, by name."""
+        return self.update.state()
+
+    def run(self, batches: Sequence[Any]) -> list[list[float]]:
         """As many updates as the batches hold; mean critics' loss, actor's loss and temperature of each agent."""
         self.update.rate.copy_(torch.tensor([agent.rate() for agent in self.agents]))
         fields = [torch.stack(parts, 1) for parts in zip(*[batch.tensors() for batch in batches], strict=True)]
@@ -387,10 +390,38 @@ class Learner:
         return (totals / len(fields[0])).tolist()
 
 
-def _compiled(update: Update) -> Callable[..., Tensor]:
-    """The update as one compiled function; every shape of agents is compiled once per process."""
+def soft_update(agents: Sequence[SAC]) -> Update:
+    """The update of agents of one shape; their parameters become slices of its own."""
+    first, device, count = agents[0], agents[0].device, len(agents)
+    critics = Stacked([net for agent in agents for net in agent.critic.q_networks])
+    targets = Stacked([net for agent in agents for net in agent.critic_target.q_networks])
+    actors = StackedActors([agent.actor for agent in agents])
+    smooth = first.smoothness
+    constrained = _constrained(critics, smooth)
+    matrices = [critics.leaves[k] for k in constrained]
+    tuned = first.ent_coef_optimizer is not None
+    return Update(
+        actor=actors,
+        actor_leaves=actors.leaves,
+        critics=critics,
+        targets=targets,
+        log_temperature=torch.stack([_log_temperature(agent) for agent in agents]),
+        target_entropy=float(first.target_entropy) if tuned else None,
+        discount=first.gamma,
+        tau=first.tau,
+        smoothness=smooth,
+        constrained=constrained,
+        right=[torch.linalg.svd(matrix, full_matrices=False).Vh[:, 0].clone() for matrix in matrices],
+        count=torch.zeros(count, device=device, dtype=torch.float64),
+        rate=torch.zeros(count, device=device, dtype=torch.float64),
+        beta=torch.full((count,), float("inf") if smooth.beta is None else smooth.beta, device=device),
+    )
+
+
+def compiled(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An update as one compiled function; every shape of agents is compiled once per process."""
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
-    return torch.compile(update.step, fullgraph=True)
+    return torch.compile(step, fullgraph=True)
 
 
 def train_together(agents: Sequence[SAC], gradient_steps: int, batch_size: int) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, TrainFrequencyUnit
 
 from lipctrl.files import UserError
 
-from .sac import SAC, Learner, train_together
+from .sac import SAC, train_together
 
 
 def learn_together(
@@ -27,23 +27,29 @@ def learn_together(
     """Train to so many environment steps of each agent.
 
     Args:
-        agents: of one shape and with equal settings, one environment each, a step between two rounds of updates.
+        agents: of one shape and with equal settings, one environment each; a round is `train_freq` steps and updates.
         total_timesteps: of each agent; with `reset_num_timesteps` false, further ones, as in Stable-Baselines3.
         callbacks: one of Stable-Baselines3's per agent.
         threads: that step the environments, each agent's by one of them; MuJoCo lets them run at the same time. The
             result does not depend on their number.
-        after_step: called after every step of all agents and its updates; training stops where it returns False.
+        after_step: called after every round of steps and updates of all agents; training stops where it returns False.
 
     Raises:
         UserError: agents that cannot share their updates.
     """
     first = agents[0]
-    if len({(agent.gradient_steps, agent.batch_size, agent.learning_starts) for agent in agents}) != 1:
-        raise UserError("agents that are trained together need equal gradient_steps, batch_size and learning_starts")
-    if any(agent.n_envs != 1 or agent.train_freq.frequency != 1 for agent in agents):  # type: ignore[union-attr]
-        raise UserError("agents that are trained together have one environment each and a train_freq of one step")
+    if (
+        len({(agent.gradient_steps, agent.batch_size, agent.learning_starts, agent.train_freq) for agent in agents})
+        != 1
+    ):
+        raise UserError(
+            "agents that are trained together need equal gradient_steps, batch_size, learning_starts and train_freq"
+        )
+    in_steps = first.train_freq.unit is TrainFrequencyUnit.STEP  # type: ignore[union-attr]
+    if any(agent.n_envs != 1 for agent in agents) or not in_steps:
+        raise UserError("agents that are trained together have one environment each and a train_freq in steps")
     if first.learner.agents != list(agents):
-        Learner(agents)
+        type(first.learner)(agents)
     hooks, ends = [], []
     for agent, callback in zip(agents, callbacks or [None] * len(agents), strict=True):
         total, hook = agent._setup_learn(total_timesteps, callback, reset_num_timesteps)
@@ -63,7 +69,7 @@ def learn_together(
 
 
 def _step(agent: SAC, hook: BaseCallback) -> bool:
-    """One step of an agent's environment; whether its callback wants to go on."""
+    """A round of steps of an agent's environment; whether its callback wants to go on."""
     assert agent.env is not None and agent.replay_buffer is not None
     rollout = agent.collect_rollouts(
         agent.env,

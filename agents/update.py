@@ -59,6 +59,11 @@ class Adam:
         self.first = [torch.zeros_like(leaf) for leaf in self.leaves]
         self.second = [torch.zeros_like(leaf) for leaf in self.leaves]
 
+    def moments(self, name: str) -> dict[str, Tensor]:
+        """Both moments of every leaf, by name."""
+        pairs = (("first", self.first), ("second", self.second))
+        return {f"{name}_{kind}_{k}": moment for kind, moments in pairs for k, moment in enumerate(moments)}
+
     def step(self, gradients: Sequence[Tensor], count: Tensor, rate: Tensor) -> None:
         """One step, the `count`-th of each agent.
 
@@ -114,13 +119,15 @@ class Update:
             "temperature": Adam([self.log_temperature]),
         }
 
+    def state(self) -> dict[str, Tensor]:
+        """What it remembers besides the networks' parameters, by name; every agent's part side by side."""
+        found = {name: value for part, adam in self.adam.items() for name, value in adam.moments(part).items()}
+        found |= {f"right_{k}": vector for k, vector in enumerate(self.right)}
+        return found | {"log_temperature": self.log_temperature, "count": self.count, "beta": self.beta}
+
     def values(self, critics: Stacked, leaves: Sequence[Tensor], states: Tensor, actions: Tensor) -> Tensor:
-        """Q values (agents, critics, batch) of states (agents, batch, n), or each critic's own with one more axis."""
-        agents, each = len(actions), critics.count // len(actions)
-        if states.ndim == 3:
-            states = states[:, None].expand(-1, each, -1, -1)
-        pairs = torch.cat([states, actions[:, None].expand(-1, each, -1, -1)], -1)
-        return critics(leaves, pairs.flatten(0, 1)).view(agents, each, -1)  # type: ignore[no-any-return]
+        """Q values (agents, critics, batch); arguments as of `critic_values`."""
+        return critic_values(critics, leaves, states, actions).squeeze(-1)
 
     def act(self, leaves: Sequence[Tensor], states: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled actions (agents, batch, m) and log-probabilities (agents, batch) of SB3's squashed Gaussian."""
@@ -213,3 +220,18 @@ class Update:
         slopes, (losses, log_prob) = gradients(objective, self.actor_leaves)
         self.adam["actor"].step(slopes, self.count, self.rate)
         return losses, log_prob
+
+
+def critic_values(critics: Stacked, leaves: Sequence[Tensor], states: Tensor, actions: Tensor) -> Tensor:
+    """What critics predict, (agents, critics, batch, outputs).
+
+    Args:
+        leaves: parameters of the critics. states: (agents, batch, n), or each critic's own with one more axis.
+        actions: (agents, batch, m).
+    """
+    agents, each = len(actions), critics.count // len(actions)
+    if states.ndim == 3:
+        states = states[:, None].expand(-1, each, -1, -1)
+    pairs = torch.cat([states, actions[:, None].expand(-1, each, -1, -1)], -1)
+    found: Tensor = critics(leaves, pairs.flatten(0, 1))
+    return found.view(agents, each, *found.shape[1:])

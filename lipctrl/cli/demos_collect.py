@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipctrl.cli.experts import Env, lqr_expert, make_env
+from lipctrl.cli.experts import Env, lqr_expert, make_env, swing_up_expert
 from lipctrl.cli.loading import load_network
 from lipctrl.cli.mpc import mpc_policy
 from lipctrl.cli.progress import bar
@@ -25,7 +25,8 @@ class CollectSettings:
     env: str = "lipctrl/DoubleIntegrator-v0"
     """Gymnasium id of the environment."""
     expert: str = "lqr"
-    """"lqr" (from the environment's own linearisation), "mpc" (NMPC of its plant), or a run folder or network file."""
+    """"lqr" (from the environment's own linearisation), "mpc" (NMPC of its plant), "swing-up" (of Pendulum-v1), or a
+    run folder or network file."""
     episodes: int = 20
     """Number of episodes."""
     dither: float = 0.1
@@ -57,6 +58,8 @@ def named_expert(name: str, env: Env) -> tuple[Policy, str]:
         return expert.policy, expert.description
     if name == "mpc":
         return mpc_policy(env, MPC_HORIZON), f"NMPC, horizon {MPC_HORIZON}"
+    if name == "swing-up":
+        return swing_up_expert(env), "energy-based swing-up with a linear gain above"
     net = load_network(Path(name))
     sizes = (net.input_size,), (net.output_size,)
     if sizes != (env.observation_space.shape, env.action_space.shape):

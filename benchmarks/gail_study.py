@@ -1,0 +1,182 @@
+"""What regularises the discriminator of off-policy imitation: returns and slopes, six seeds as one batch per cell.
+
+    OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum        # hours; finished cells are not run again
+    OMP_NUM_THREADS=1 python benchmarks/gail_study.py double          # survival bias and absorbing states
+    OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum-none-1 # a single cell by name
+    python benchmarks/gail_study.py table                             # what the finished evaluations say
+
+Every cell writes benchmarks/results/gail/<cell>.json after every evaluation: returns of ten deterministic episodes of
+each seed, the rows of diagnostics, wall time by phase. Names end in the ratio of discriminator's to agent's updates.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from certify_speed import processor, versions
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+
+from lipctrl.agents.discriminator import RewardSettings
+from lipctrl.agents.gail import GAIL, GailSettings
+from lipctrl.agents.together import learn_together
+from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
+from lipctrl.evaluation.statistics import interquartile_mean, stratified_bootstrap
+from lipctrl.files import write_text
+
+FOLDER = Path(__file__).parent / "results" / "gail"
+SEEDS, EPISODES, ROUND = (0, 1, 2, 3, 4, 5), 10, 20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment: task, demonstrations, what differs."""
+
+    reward: RewardSettings
+    env: str = "Pendulum-v1"
+    expert: str = "swing-up"
+    imitation: GailSettings = GailSettings()
+    steps: int = 25_000
+    every: int = 2_500
+    discount: float = 0.99
+
+
+NONE = RewardSettings(regulariser="none")
+REGULARISERS = {
+    "none": NONE,
+    "spectral": replace(NONE, spectral=True),
+    "spectral-smoothing": replace(NONE, spectral=True, smoothing=(0.7, 1.2)),
+    "one-sided": RewardSettings(),
+    "two-sided": RewardSettings(regulariser="two-sided"),
+    "dragan": RewardSettings(points="dragan"),
+    "nagard": RewardSettings(points="nagard"),
+    "certified": RewardSettings(regulariser="certified"),
+    "dropout": replace(NONE, dropout=0.5),
+    "weight-decay": replace(NONE, weight_decay=10.0),
+}
+FEW = GailSettings(subsample=20)
+CELLS = (
+    {
+        f"pendulum-{name}-{ratio}": Cell(replace(reward, ratio=ratio))
+        for ratio in (1, 4)
+        for name, reward in REGULARISERS.items()
+    }
+    | {
+        f"few-{name}-{ratio}": Cell(replace(reward, ratio=ratio), imitation=FEW)
+        for ratio in (1, 4)
+        for name, reward in REGULARISERS.items()
+    }
+    | {
+        f"double-{form}-{'absorbing' if absorbing else 'ending'}-1": Cell(
+            RewardSettings(form=form, absorbing=absorbing),  # type: ignore[arg-type]
+            env="InvertedDoublePendulum-v5",
+            expert="lqr",
+        )
+        for form in ("softplus", "log")
+        for absorbing in (False, True)
+    }
+)
+
+
+def agents_of(cell: Cell) -> list[GAIL]:
+    """One agent per seed, all with the same four demonstrations."""
+    demos = collect_demonstrations(CollectSettings(env=cell.env, expert=cell.expert, episodes=4, dither=0.0))
+    return [
+        GAIL(
+            "MlpPolicy",
+            cell.env,
+            demonstrations=demos,
+            reward=cell.reward,
+            imitation=cell.imitation,
+            compiled=True,
+            seed=seed,
+            device="cpu",
+            buffer_size=cell.steps,
+            batch_size=128,
+            learning_rate=1e-3,
+            learning_starts=1000,
+            gamma=cell.discount,
+            train_freq=ROUND,
+            gradient_steps=ROUND,
+            policy_kwargs={"net_arch": [64, 64]},
+        )
+        for seed in SEEDS
+    ]
+
+
+def run(name: str) -> None:
+    """Train a cell and write its result."""
+    path, cell = FOLDER / f"{name}.json", CELLS[name]
+    if path.exists() and json.loads(path.read_text())["finished"]:
+        return
+    agents, test = agents_of(cell), Monitor(gymnasium.make(cell.env))
+    result: dict[str, Any] = {"cell": name, "processor": processor(), "versions": versions(), "settings": str(cell)}
+    result |= {"steps": [], "returns": [], "finished": False}
+
+    def after_round() -> bool:
+        steps = agents[0].num_timesteps
+        if steps % cell.every == 0:
+            test.reset(seed=1000)
+            scores = [
+                float(np.mean(evaluate_policy(a, test, EPISODES, return_episode_rewards=True)[0])) for a in agents
+            ]
+            result["steps"].append(steps)
+            result["returns"].append(scores)
+            result["history"] = [agent.history for agent in agents]
+            result["seconds"] = {phase: sum(a.seconds[phase] for a in agents) for phase in agents[0].seconds}
+            result["finished"] = steps >= cell.steps
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(result) + "\n")
+            print(name, steps, np.round(scores, 1), {k: round(v) for k, v in result["seconds"].items()}, flush=True)
+        return True
+
+    learn_together(agents, cell.steps, after_step=after_round)
+
+
+def group(prefix: str) -> dict[str, Any]:
+    """Run the cells whose names begin so; their last returns."""
+    chosen = [name for name in CELLS if name.startswith(prefix)]
+    for name in chosen:
+        run(name)
+    records = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in chosen}
+    return {name: {"steps": r["steps"][-1], "returns": r["returns"][-1]} for name, r in records.items()}
+
+
+ROWS = {f"gail-{prefix}": partial(group, prefix) for prefix in ("pendulum", "few", "double")}
+
+
+def table() -> None:
+    """Print the finished cells: mean of the last three evaluations of each seed."""
+    print("| cell | return, interquartile mean | seeds | slope, 95 % | largest slope | accuracy, held out |")
+    print("|---|---|---|---|---|---|")
+    for name in CELLS:
+        path = FOLDER / f"{name}.json"
+        if not path.exists() or not (record := json.loads(path.read_text()))["finished"]:
+            continue
+        scores = np.array(record["returns"][-3:]).mean(0)
+        found = stratified_bootstrap(scores[:, None], interquartile_mean, seed=0)
+        last = [history[-1] for history in record["history"]]
+        keys = ("reward/slope_95", "reward/slope_max", "reward/accuracy_held")
+        means = " | ".join(f"{np.mean([row[key] for row in last]):.3g}" for key in keys)
+        seeds = ", ".join(f"{score:.0f}" for score in scores)
+        print(f"| {name} | {found.value:.4g} [{found.low:.4g}, {found.high:.4g}] | {seeds} | {means} |")
+
+
+def main() -> None:
+    """Run the cells whose names begin with an argument, or print the table."""
+    if sys.argv[1:] == ["table"]:
+        table()
+        return
+    torch.set_num_threads(1)
+    for prefix in sys.argv[1:]:
+        group(prefix)
+
+
+if __name__ == "__main__":
+    main()
