@@ -8,7 +8,8 @@ forward computation (activations are piecewise linear), so that the penalty cost
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,28 +21,22 @@ from torch.nn import functional
 from lipctrl.nn.graph import GraphNet
 from lipctrl.nn.network import FAMILIES, lipschitz_mlp
 from lipctrl.nn.plain import PlainNet
+from lipctrl.nn.reward_forms import reward_tensor
 
 from .regularisation import power_iteration
 from .stacked import Stacked, gradients
 from .update import Adam, along
 
 LEAK = 0.1  # slope of the activation for negative inputs
-FORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softplus": functional.softplus,
-    "airl": lambda z: z,
-    "log": functional.logsigmoid,
-    "probability": torch.sigmoid,
-    "fairl": lambda z: -z * z.exp(),
-}
-"""From logit to reward: -log(1 - D), log D - log(1 - D), log D, D, and forward KL, which needs a clipped logit."""
 
 
 @dataclass(frozen=True)
 class RewardSettings:
     """Settings of the learned reward."""
 
-    form: Literal["softplus", "airl", "log", "probability", "fairl"] = "softplus"
-    """Reward of a logit z: softplus is -log(1 - D) > 0, airl is z, log is log D < 0, probability is D, fairl -z e^z."""
+    form: Literal["softplus", "airl", "log-d", "d", "fairl"] = "softplus"
+    """Reward of a logit z, D = sigmoid(z): softplus is -log(1 - D) > 0, airl is z, log-d is log D < 0, d is D, fairl is
+    -z exp(z)."""
     clip: float | None = None
     """Logits are clipped to this size before the reward; null: not."""
     regulariser: Literal["one-sided", "two-sided", "r1", "certified", "none"] = "one-sided"
@@ -87,7 +82,7 @@ class RewardSettings:
         if self.clip is not None and not 0 < self.clip < np.inf:
             raise ValueError(f"clip must be positive and finite, found {self.clip}")
         if self.form == "fairl" and self.clip is None:
-            raise ValueError("the reward fairl has an unbounded slope: set clip, for example 3")
+            raise ValueError("the reward form fairl has an unbounded slope: set clip, for example 3")
         if not self.hidden or min(*self.hidden, self.batch, self.ratio) < 1:
             raise ValueError(f"hidden, batch and ratio must be at least 1, found {self.hidden, self.batch, self.ratio}")
         if min(self.entropy, self.weight_decay) < 0 or not 0 <= self.dropout < 1:
@@ -233,9 +228,8 @@ class Discriminators:
 
     def reward(self, x: Tensor) -> Tensor:
         """Rewards (agents, rows) of inputs (agents, rows, d)."""
-        z = self.logits(self.leaves, x)
-        clip = self.settings.clip
-        return FORMS[self.settings.form](z if clip is None else z.clamp(-clip, clip))
+        clip = math.inf if self.settings.clip is None else self.settings.clip
+        return reward_tensor(self.settings.form, self.logits(self.leaves, x), clip)
 
     def points(self, pairs: Pairs) -> Tensor:
         """Where the gradient is penalised, (agents, batch, d)."""

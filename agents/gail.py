@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from lipctrl.demos.demonstrations import Demonstrations
 from lipctrl.files import UserError
+from lipctrl.nn.normalise import deployed
+from lipctrl.nn.reward import LearnedReward
 from lipctrl.nn.sb3 import LipschitzSacPolicy, LipschitzTd3Policy
 from lipctrl.seeding import generator, seed_of
 
@@ -245,6 +247,21 @@ class GAIL(SAC):
         learner = self.learner
         assert isinstance(learner, GailLearner)
         return learner.discriminators.alone(learner.agents.index(self))
+
+    def learned_reward(self) -> LearnedReward:
+        """The reward of now, of raw states and actions, to be saved, certified, or used to train another agent."""
+        n, bit, m = self.sizes
+        low, high = (np.asarray(end, np.float64) for end in (self.action_space.low, self.action_space.high))  # type: ignore[attr-defined]
+        mean, scale = (self.memory.get_buffer(f"reward_{name}")[0].double().cpu().numpy() for name in ("mean", "scale"))
+        middle, half = (low + high) / 2, (high - low) / 2
+        mean, scale = np.concatenate([mean, np.zeros(bit), middle]), np.concatenate([scale, np.ones(bit), half])
+        logit = deployed(
+            self.discriminator().plain(), mean=mean, scale=scale, output_offset=np.zeros(1), output_scale=np.ones(1)
+        )
+        absorbing = np.concatenate([mean[:n], np.ones(1), middle]) if bit else None
+        clip = np.inf if self.reward.clip is None else self.reward.clip
+        facts = {"regulariser": self.reward.regulariser, "seed": self.seed, "timesteps": self.num_timesteps}
+        return LearnedReward(logit, self.reward.form, "state-action", n, clip, absorbing, facts)
 
     def value_slopes(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the first critic's value in states (rows, n) and scaled actions (rows, m)."""

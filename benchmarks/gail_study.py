@@ -19,7 +19,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from certify_speed import processor, versions
+from certify_speed import processor
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
@@ -29,6 +29,7 @@ from lipctrl.agents.together import learn_together
 from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
 from lipctrl.evaluation.statistics import interquartile_mean, stratified_bootstrap
 from lipctrl.files import write_text
+from lipctrl.runs import package_versions
 
 FOLDER = Path(__file__).parent / "results" / "gail"
 SEEDS, EPISODES, ROUND = (0, 1, 2, 3, 4, 5), 10, 20
@@ -78,7 +79,7 @@ CELLS = (
             env="InvertedDoublePendulum-v5",
             expert="lqr",
         )
-        for form in ("softplus", "log")
+        for form in ("softplus", "log-d")
         for absorbing in (False, True)
     }
 )
@@ -116,7 +117,12 @@ def run(name: str) -> None:
     if path.exists() and json.loads(path.read_text())["finished"]:
         return
     agents, test = agents_of(cell), Monitor(gymnasium.make(cell.env))
-    result: dict[str, Any] = {"cell": name, "processor": processor(), "versions": versions(), "settings": str(cell)}
+    result: dict[str, Any] = {
+        "cell": name,
+        "processor": processor(),
+        "versions": package_versions(),
+        "settings": str(cell),
+    }
     result |= {"steps": [], "returns": [], "finished": False}
 
     def after_round() -> bool:

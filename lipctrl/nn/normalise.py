@@ -18,10 +18,10 @@ def deployed(
     scale: Array,
     output_offset: Array,
     output_scale: Array,
-    low: Array,
-    high: Array,
+    low: Array | None = None,
+    high: Array | None = None,
 ) -> PlainNet:
-    """clip(output_offset + output_scale * net((x - mean) / scale), low, high) as one plain network.
+    """clip(output_offset + output_scale * net((x - mean) / scale), low, high) as one plain network; None: no limits.
 
     Multipliers are rescaled to the output; they stay a hint.
 
