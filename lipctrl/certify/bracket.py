@@ -15,7 +15,7 @@ from lipctrl.certify.execution import execution_error
 from lipctrl.certify.jacobian import jacobian_certificate
 from lipctrl.certify.linf import linf_certificate
 from lipctrl.certify.lipsdp import Mode, lipsdp
-from lipctrl.certify.lmi import certify_with, own_multipliers
+from lipctrl.certify.lmi import certify_with, own_multipliers, widened_slopes
 from lipctrl.certify.loop_form import loop_form
 from lipctrl.certify.lower import lower_bound
 from lipctrl.certify.product import product_certificate
@@ -31,9 +31,14 @@ def own_certificate(net: PlainNet, norm: NormPair) -> Certificate | None:
     """The bound that the network's parametrisation proves with its own multipliers; None if it exported none."""
     if (norm.input, norm.output) != ("l2", "l2"):
         return None
-    form = loop_form(net, norm)
-    multipliers = own_multipliers(net, form)
-    return None if multipliers is None else certify_with(net, form, multipliers, method="own", norm=norm)
+    found = []
+    inside = any(a.is_scalar and (a.slopes[0] > 0 or a.slopes[1] < 1) for a in net.activations)
+    for widened in (False, True) if inside else (False,):
+        form = loop_form(net, norm, widened_slopes(net) if widened else None)
+        multipliers = own_multipliers(net, form)
+        if multipliers is not None:
+            found.append(certify_with(net, form, multipliers, method="own", norm=norm, widened=widened))
+    return min((one for one in found if one is not None), key=lambda one: one.bound, default=None)
 
 
 def _lipsdp(net: PlainNet, norm: NormPair, region: Box | None, mode: Mode) -> Certificate | None:

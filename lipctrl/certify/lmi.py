@@ -16,7 +16,7 @@ from scipy.linalg import solve_triangular
 from lipctrl.certify.certificate import Box, Certificate
 from lipctrl.certify.enclosure import FLOOR, Enclosure, is_positive_definite
 from lipctrl.certify.forward import local_slopes
-from lipctrl.certify.loop_form import LoopForm, Slopes, loop_form, nonlinearities
+from lipctrl.certify.loop_form import LoopForm, Slopes, global_slopes, loop_form, nonlinearities
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
@@ -97,8 +97,13 @@ def certify_with(
     method: str,
     norm: NormPair,
     region: Box | None = None,
+    widened: bool = False,
 ) -> Certificate | None:
-    """The certificate (l2 -> l2) that these multipliers give; None if they prove nothing."""
+    """The certificate (l2 -> l2) that these multipliers give; None if they prove nothing.
+
+    Args:
+        widened: whether the form was made with `widened_slopes`.
+    """
     bound = smallest_proved(form, multipliers)
     if bound is None:
         return None
@@ -108,7 +113,7 @@ def certify_with(
         norm=norm,
         region=region,
         weights_sha256=net.sha256(),
-        proof={"kind": "lmi", "multipliers": [float(m) for m in multipliers]},
+        proof={"kind": "lmi", "multipliers": [float(m) for m in multipliers]} | ({"widened": True} if widened else {}),
         input_names=net.input_names,
         output_names=net.output_names,
     )
@@ -128,6 +133,18 @@ def own_multipliers(net: PlainNet, form: LoopForm) -> Array | None:
     return np.asarray(np.concatenate(net.multipliers)[starts[form.layer[first] - 1] + form.neuron[first]] / 2)
 
 
+def widened_slopes(net: PlainNet) -> Slopes:
+    """The slope intervals that hold everywhere, stretched to hold [0, 1].
+
+    Layers are built for slopes in [0, 1], where their multipliers prove exactly their bound; for the smaller interval
+    of leaky_relu the same multipliers may prove a little more than it.
+    """
+    return [
+        (np.minimum(low, 0.0), np.maximum(high, 1.0)) if activation.is_scalar else (low, high)
+        for (low, high), activation in zip(global_slopes(net), net.activations, strict=True)
+    ]
+
+
 def slopes_on(net: PlainNet, region: Box | None) -> Slopes | None:
     """Slope intervals that are proved on the region; None (the activations' own) if there is no region."""
     return None if region is None else local_slopes(net, region)
@@ -137,5 +154,7 @@ def check(net: PlainNet, certificate: Certificate) -> bool:
     """Check a certificate of kind "lmi" (l2 -> l2)."""
     if (certificate.norm.input, certificate.norm.output) != ("l2", "l2"):
         return False
-    form = loop_form(net, certificate.norm, slopes_on(net, certificate.region))
+    widened = certificate.proof.get("widened") is True  # sound for every network: the intervals only grow
+    slopes = widened_slopes(net) if widened else slopes_on(net, certificate.region)
+    form = loop_form(net, certificate.norm, slopes)
     return proves(form, np.array(certificate.proof["multipliers"], dtype=np.float64), certificate.bound)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lipctrl.certify.bracket import upper_bounds
 from lipctrl.certify.lmi import certify_with, own_multipliers, proves, smallest_proved, smallest_rho
 from lipctrl.certify.loop_form import loop_form
+from lipctrl.nn.activations import Activation
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 
@@ -86,6 +87,17 @@ def test_the_multipliers_of_a_sandwich_network_prove_its_constant(gamma: float) 
         again = certify_with(rounded, loop_form(rounded, RAW), multipliers, method="own", norm=RAW)
         assert again is not None and again.verify(rounded) and again.bound <= gamma * (1 + 1e-5)
         assert not certificate.verify(rounded)  # other weights
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu:0.1", "leaky_relu:0.5", "sigmoid"])
+def test_multipliers_prove_the_constant_for_slopes_inside_the_unit_interval(activation: str) -> None:
+    """Their own proof is for slopes in [0, 1]; with those of the activation alone it may miss the constant."""
+    for seed in range(6):
+        net = sandwich(np.random.default_rng(seed), (5, 24, 16, 1), 1.0)
+        net = replace(net, activations=(Activation.parse(activation),) * 2)
+        (certificate,) = upper_bounds(net, method="own")
+        assert certificate.bound <= 1 + 1e-6 and certificate.verify(net)
+        assert not replace(certificate, bound=certificate.bound * 0.99).verify(net)
 
 
 def test_multipliers_that_came_with_a_file_are_not_trusted() -> None:
