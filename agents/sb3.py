@@ -69,15 +69,21 @@ class Sb3Settings:
             )
 
 
-def build(settings: Sb3Settings, env: gymnasium.Env[Any, Any]) -> BaseAlgorithm:
-    """The algorithm of these settings on an environment, ready to `learn(settings.timesteps)`."""
+def build(
+    settings: Sb3Settings, env: gymnasium.Env[Any, Any], *, info_keywords: tuple[str, ...] = ()
+) -> BaseAlgorithm:
+    """The algorithm of these settings on an environment, ready to `learn(settings.timesteps)`.
+
+    Args:
+        info_keywords: keys of the last info of an episode that are kept with its return, see SB3's Monitor.
+    """
     arguments: dict[str, Any] = {"learning_rate": settings.learning_rate, "gamma": settings.discount}
     if settings.lip is None:
         shape = {"net_arch": list(settings.hidden), "activation_fn": ACTIVATIONS[settings.activation]}
     else:
         shape = {name: getattr(settings, name) for name in ("lip", "family", "hidden", "activation")}
         shape["lipschitz_seed"] = settings.seed
-    environments: VecEnv = DummyVecEnv([lambda: Monitor(env)])
+    environments: VecEnv = DummyVecEnv([lambda: Monitor(env, info_keywords=info_keywords)])
     if settings.normalize:
         environments = VecNormalize(environments, gamma=settings.discount)
     return ALGORITHMS[settings.algorithm](

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
+from lipctrl.nn.reward import is_reward
 from lipctrl.runs import Run
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -29,6 +30,8 @@ def load_network(path: Path, *, activation: str | None = None) -> PlainNet:
     if not path.exists():
         raise UserError(f"nothing at {path}; expected {KINDS}")
     if path.suffix == ".npz":
+        if is_reward(path):
+            raise UserError(f"{path} holds a learned reward: lipctrl reward certify {path}")
         return PlainNet.load(path)
     if path.suffix == ".zip":
         from lipctrl.nn.sb3 import load_zip

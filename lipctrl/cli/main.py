@@ -34,6 +34,11 @@ COMMANDS = {
         "a process model (input-convex Lipschitz RNN and others) from plant data",
     ),
     "certify": ("lipctrl.cli.certify", "proved bound and witnessed lower bound of a network; check a certificate"),
+    "reward certify": (
+        "lipctrl.cli.reward_certify",
+        "how fast a learned reward can change: proved, per state and action",
+    ),
+    "reward plot": ("lipctrl.cli.reward_plot", "a learned reward over two of its inputs"),
     "export": ("lipctrl.cli.export", "a certified policy as C, ONNX, CasADi or numpy file, with its certificate"),
     "evaluate": ("lipctrl.cli.evaluate", "closed loops under attack over a grid of radii, with a report"),
     "compare": (

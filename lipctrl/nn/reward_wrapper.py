@@ -13,6 +13,9 @@ from lipctrl.nn.reward import LearnedReward
 class RewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     """`step` returns the learned reward; the environment's own is in `info["environment_reward"]`.
 
+    At the end of an episode `info["environment_return"]` is the sum of the environment's own rewards, which
+    Stable-Baselines3 logs with `Monitor(env, info_keywords=("environment_return",))`.
+
     A reward that was learned with an absorbing state says what a failure is worth: on termination (never on
     truncation) the discounted sum of the absorbing rewards that follow, gamma / (1 - gamma) times
     `absorbing_reward()`, is added, as if the episode went on there for ever. Without it, a positive reward pays for
@@ -42,12 +45,12 @@ class RewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise UserError(f"the discount must be at least 0 and below 1, found {discount}")
         self.reward = reward
         self.after_failure = 0.0 if discount is None else discount / (1 - discount) * reward.absorbing_reward()
-        self._state = np.zeros(reward.state_size)
+        self._state, self._return = np.zeros(reward.state_size), 0.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._state = np.array(observation, np.float64)
+        self._state, self._return = np.array(observation, np.float64), 0.0
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -58,7 +61,11 @@ class RewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._state = following
         if terminated:
             reward += self.after_failure
-        return observation, reward, terminated, truncated, {**info, "environment_reward": float(own)}
+        info = {**info, "environment_reward": float(own)}
+        self._return += float(own)
+        if terminated or truncated:
+            info["environment_return"] = self._return
+        return observation, reward, terminated, truncated, info
 
 
 def _size(name: str, space: spaces.Space[Any]) -> int:

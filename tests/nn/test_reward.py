@@ -216,7 +216,8 @@ def test_the_wrapped_environment_pays_the_learned_reward() -> None:
         action = np.array([0.1 * t], np.float32)
         _, paid, terminated, _, info = env.step(action)
         assert paid == pytest.approx(float(reward(np.full(3, t), np.asarray(action, np.float64))), abs=1e-15)
-        assert info == {"t": t + 1, "environment_reward": 7.0} and terminated == (t == 2)
+        ended = {"environment_return": 21.0} if t == 2 else {}
+        assert info == {"t": t + 1, "environment_reward": 7.0} | ended and terminated == (t == 2)
     pair = LearnedReward(logit_net(6), "airl", "state-next", 3)
     env = RewardWrapper(Falling(), pair)
     env.reset()
@@ -238,6 +239,8 @@ def test_a_failure_is_worth_the_absorbing_state_for_ever_and_a_time_limit_is_not
     env = RewardWrapper(Falling(limit=2), reward, discount=gamma)
     env.reset()
     assert [env.step(np.zeros(1))[1] for _ in range(2)] == pytest.approx(plain[:2])
+    env.reset()
+    assert [env.step(np.zeros(1))[4].get("environment_return") for _ in range(2)] == [None, 14.0]
 
 
 def test_environments_that_do_not_fit_are_refused() -> None:
