@@ -1,0 +1,321 @@
+"""GAIL: windows, relabelling, absorbing states against closed forms; together, compiled, saved; that it imitates."""
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
+
+from lipctrl.agents.discriminator import RewardSettings
+from lipctrl.agents.gail import GAIL, GailLearner, GailSettings, subsampled
+from lipctrl.agents.monitor import Monitor
+from lipctrl.agents.sac import train_together
+from lipctrl.agents.td3 import Td3Settings
+from lipctrl.agents.together import learn_together
+from lipctrl.demos.demonstrations import Demonstrations, Trajectory
+from lipctrl.files import UserError
+
+SHAPE = {"net_arch": [32, 32]}
+
+
+def demonstrations(n: int = 3, m: int = 1, *, failures: int = 0, episodes: int = 4) -> Demonstrations:
+    rng = np.random.default_rng(0)
+    return Demonstrations.from_trajectories(
+        [
+            Trajectory(
+                rng.normal(size=(41, n)), a := rng.uniform(-1, 1, (40, m)), a, np.zeros(40), k < failures, k >= failures
+            )
+            for k in range(episodes)
+        ],
+        {},
+    )
+
+
+def agent(seed: int = 3, *, rows: int = 200, **others: Any) -> GAIL:
+    """With a buffer of random transitions, some truncated, some terminal."""
+    settings: dict[str, Any] = {"policy_kwargs": SHAPE, "demonstrations": demonstrations(), "buffer_size": 250} | others
+    made = GAIL("MlpPolicy", "Pendulum-v1", seed=seed, device="cpu", **settings)
+    made.set_logger(Logger(None, []))
+    fill(made, rows)
+    return made
+
+
+def fill(made: GAIL, rows: int) -> None:
+    rng, memory = np.random.default_rng(0), made.replay_buffer
+    assert memory is not None
+    for k in range(rows):
+        x, y = rng.normal(size=(2, 1, 3))
+        info: list[dict[str, Any]] = [{"TimeLimit.truncated": k % 7 == 0}]
+        memory.add(x, y, rng.uniform(-1, 1, (1, 1)), np.full(1, 1e6), np.array([k % 7 == 0 or k % 5 == 0]), info)
+
+
+def parameters(made: GAIL) -> dict[str, torch.Tensor]:
+    state = {f"policy.{k}": v for k, v in made.policy.state_dict().items()}
+    return {k: v.detach().clone() for k, v in (state | dict(made.memory.state_dict())).items()}
+
+
+@pytest.mark.parametrize("rows", [40, 250, 370])
+@pytest.mark.parametrize("n_step", [1, 4])
+def test_windows_step_by_step(rows: int, n_step: int) -> None:
+    """Also where the buffer is full and begins anew in the middle."""
+    made = agent(rows=rows, imitation=GailSettings(n_step=n_step))
+    memory = made.replay_buffer
+    assert memory is not None
+    at = torch.arange(memory.size())
+    found, lengths, ended = made.windows(at)
+    for start in range(memory.size()):
+        row, steps = start, 1
+        while not memory.dones[row, 0] and row != (memory.pos - 1) % memory.buffer_size and steps < n_step:
+            row, steps = (row + 1) % memory.size(), steps + 1
+        assert lengths[start] == steps and found[start, steps - 1] == row
+        assert ended[start] == (memory.dones[row, 0] and not memory.timeouts[row, 0])
+    assert memory.dones[found[:, -1].numpy()].any() and (n_step == 1 or (lengths < n_step).any())
+
+
+def test_a_window_that_ends_at_a_terminal_does_not_bootstrap() -> None:
+    """Also where the terminal step is the last of a whole window; a time limit does bootstrap."""
+    made = agent(rows=60, imitation=GailSettings(n_step=5), gamma=0.9)
+    batch = made.batches(1, 4000)
+    rows = [
+        (float(g), float(e), int((w > 0).sum()))
+        for g, e, w in zip(batch.going[0], batch.ending[0], batch.weights[0], strict=True)
+    ]
+    assert {steps for g, _, steps in rows if g == 0} == {1, 2, 3, 4, 5}
+    for going, ending, steps in rows:
+        if going == 0:
+            assert ending == pytest.approx(0.9**steps / 0.1, rel=1e-5)
+        else:
+            assert ending == 0 and going == pytest.approx(0.9 ** (steps - 1), rel=1e-5)
+
+
+def test_rewards_are_those_of_the_discriminator_of_now() -> None:
+    """The stored ones, 10^6 each, are never read."""
+    made = agent()
+    targets = []
+    for _ in range(2):
+        made.draws.manual_seed(1)
+        batch = made.batches(1, 32)
+        learner = made.learner
+        assert isinstance(learner, GailLearner)
+        found = learner.discriminators.reward(batch.inputs[:, :, 0])
+        targets.append(found.clone())
+        for leaf in learner.discriminators.leaves:
+            leaf.add_(0.1)
+    assert (targets[0] != targets[1]).all() and float(targets[1].abs().max()) < 100
+
+
+class Ends(gymnasium.Env[Any, Any]):
+    """From 0 by any action to a failure, or from 1 by any action to 1 for ever."""
+
+    observation_space = spaces.Box(-2, 2, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+
+@pytest.mark.parametrize("absorbing", [True, False])
+@pytest.mark.parametrize("stem", ["td3", "sac"])
+def test_value_of_the_last_state(stem: Any, absorbing: bool) -> None:
+    """Q(failure) = r + gamma r_absorbing / (1 - gamma); Q before a time limit = r / (1 - gamma)."""
+    made = GAIL(
+        "MlpPolicy",
+        Ends(),
+        seed=0,
+        device="cpu",
+        gamma=0.5,
+        tau=0.05,
+        ent_coef=0.0001,
+        learning_rate=3e-3,
+        reward=RewardSettings(absorbing=absorbing, hidden=(8,)),
+        imitation=GailSettings(stem=stem, layer_norm=False, holdout=0.0),
+        td3=Td3Settings(smoothing=(0.0, 0.0)),
+        policy_kwargs=SHAPE,
+        demonstrations=demonstrations(1),
+    )
+    memory, learner = made.replay_buffer, made.learner
+    assert memory is not None and isinstance(learner, GailLearner)
+    for _ in range(32):
+        memory.add(np.array([[0.0]]), np.array([[2.0]]), np.zeros((1, 1)), np.zeros(1), np.array([True]), [{}])
+        limit = [{"TimeLimit.truncated": True}]
+        memory.add(np.array([[1.0]]), np.array([[1.0]]), np.zeros((1, 1)), np.zeros(1), np.array([True]), limit)
+    for leaf in learner.discriminators.leaves:
+        leaf.mul_(30)  # so that rewards differ between states
+    learner.stem.rate.fill_(3e-3)
+    for _ in range(600):
+        batch = made.batches(1, 64)
+        for leaf in made.actor.parameters():
+            leaf.data.zero_()  # the action stays 0, where the data are
+        if stem == "sac":
+            made.actor.log_std.bias.data.fill_(-20.0)  # type: ignore[union-attr, operator]
+        learner.step(False, *[part[:1] for part in batch.tensors()[:9]])
+    judge = made.discriminator()
+    states = torch.tensor([[0.0], [1.0]])
+    rewards = judge.reward(made.inputs(states, torch.zeros(2, 1))[None])[0]
+    after = float(judge.reward(made.absorbing()[None, None])) if absorbing else 0.0
+    expected = [float(rewards[0]) + 0.5 / 0.5 * after, float(rewards[1]) / 0.5]
+    values = made.critic.q_networks[0](torch.cat([states, torch.zeros(2, 1)], -1))[:, 0].tolist()
+    assert values == pytest.approx(expected, abs=0.03)
+    assert abs(expected[0] - expected[1]) > 0.1
+
+
+def test_the_absorbing_state_has_its_share_among_the_pairs() -> None:
+    made = agent(rows=210, demonstrations=demonstrations(failures=2), imitation=GailSettings(subsample=4, holdout=0.0))
+    draws = torch.Generator().manual_seed(0)
+    memory = made.replay_buffer
+    assert memory is not None
+    failures = float((memory.dones * (1 - memory.timeouts)).sum())
+    for rows, expected in (
+        (made.agent_pairs(20_000, draws), failures / (failures + 210)),
+        (made.expert_pairs(20_000, draws), (2 / 4) / (2 / 4 + 40)),
+    ):
+        bits = rows[:, 3]
+        assert float(bits.mean()) == pytest.approx(expected, abs=0.01)
+        assert float(rows[bits == 1][:, [0, 1, 2, 4]].abs().max()) == 0
+
+
+def test_subsampled_pairs_are_of_the_expert() -> None:
+    demos = demonstrations()
+    states, actions = subsampled(demos, 20, seed=0)
+    assert len(states) == 8
+    known = {tuple(row) for t in demos.trajectories() for row in np.hstack([t.observations[:-1], t.labels])}
+    assert all(tuple(row) in known for row in np.hstack([states, actions]))
+
+
+KINDS: list[dict[str, Any]] = [
+    {"imitation": GailSettings(n_step=3), "reward": RewardSettings(ratio=2, points="rectangle")},
+    {"imitation": GailSettings(stem="sac"), "reward": RewardSettings(regulariser="certified", form="airl")},
+    {"td3": Td3Settings(critic="c51"), "reward": RewardSettings(points="dragan", spectral=True, clip=2.0)},
+    {"td3": Td3Settings(critic="quantile"), "reward": RewardSettings(dropout=0.3, mixup=True, absorbing=False)},
+]
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_agents_trained_together_are_those_trained_alone(settings: dict[str, Any]) -> None:
+    alone, together = ([agent(seed, **settings) for seed in (1, 2)] for _ in range(2))
+    for one in alone:
+        one.train(6, 32)
+    GailLearner(together)
+    train_together(together, 6, 32)
+    for one, other in zip(alone, together, strict=True):
+        found, start = parameters(other), parameters(agent(one.seed or 0, **settings))
+        bounded = one.reward.certified  # its scales have no gradient but rounding, which Adam magnifies
+        for name, value in parameters(one).items():
+            if not (bounded and name.startswith("reward_")):
+                torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+        x = np.random.default_rng(0).normal(size=(50, 4))
+        rewards = [each.learned_reward()(x[:, :3], x[:, 3:]) for each in (one, other)]
+        np.testing.assert_allclose(rewards[0], rewards[1], rtol=1e-3, atol=1e-4)
+        weights = [name for name in found if name.endswith("0.weight") and "actor." in name] + ["reward_1"]
+        assert len(weights) > 1 and not any(torch.equal(found[name], start[name]) for name in weights)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch needs g++")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, inside its compiler
+def test_compiled_updates_are_the_plain_ones() -> None:
+    settings = {"reward": RewardSettings(spectral=True), "imitation": GailSettings(n_step=2)}
+    both = [agent(compiled=compiled, **settings) for compiled in (False, True)]
+    for one in both:
+        one.train(100, 32)
+    compiled = parameters(both[1])
+    for name, value in parameters(both[0]).items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_one_seed_gives_the_same_bytes_and_files_predict(settings: dict[str, Any], tmp_path: Path) -> None:
+    found = []
+    for _ in range(2):
+        made = agent(rows=0, learning_starts=20, batch_size=16, **settings)
+        made.learn(60)
+        found.append(parameters(made))
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+    made.save(tmp_path / "agent.zip")
+    loaded = GAIL.load(tmp_path / "agent.zip")
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.predict(x, deterministic=True)[0], made.predict(x, deterministic=True)[0])
+    states, actions = x.astype(np.float64), np.full((5, 1), 0.3)
+    np.testing.assert_array_equal(loaded.learned_reward()(states, actions), made.learned_reward()(states, actions))
+
+
+def test_the_learned_reward_is_what_the_agent_is_trained_on() -> None:
+    made = agent(reward=RewardSettings(clip=3.0))
+    made.train(50, 32)
+    states, scaled, *_ = made.replay(slice(0, 100))
+    expected = made.discriminator().reward(made.inputs(states, scaled)[None])[0]
+    reward = made.learned_reward()
+    found = reward(states.double().numpy(), 2.0 * scaled.double().numpy())  # torque in [-2, 2]
+    np.testing.assert_allclose(found, expected.double().numpy(), atol=1e-5)
+    absorbing = float(made.discriminator().reward(made.absorbing()[None, None]))
+    assert reward.absorbing_reward() == pytest.approx(absorbing, abs=1e-6)
+
+
+def test_the_collapse_is_announced_once() -> None:
+    row = {"reward/accuracy_held": 0.99, "reward/accuracy": 1.0}
+    rows = [{**row, "timesteps": float(k), "reward/slope_95": 15.0 + 5 * k} for k in range(4)]
+    advice = Monitor.diagnosis(rows)
+    assert advice is not None and "regularise" in advice and "99%" in advice
+    assert Monitor.diagnosis(rows[:2]) is None
+    assert Monitor.diagnosis([*rows[:3], {**rows[3], "reward/slope_95": 10.0}]) is None
+    assert Monitor.diagnosis([*rows[:3], {**rows[3], "reward/accuracy_held": 0.9}]) is None
+
+
+def test_what_cannot_be_imitated() -> None:
+    with pytest.raises(UserError, match="2 observations and 1 actions"):
+        agent(demonstrations=demonstrations(2))
+    with pytest.raises(UserError, match="outside the limits"):
+        demos = demonstrations()
+        agent(demonstrations=Demonstrations(**{**vars(demos), "labels": 5 * demos.labels}))
+    with pytest.raises(UserError, match="needs demonstrations"):
+        agent(demonstrations=None).train(1, 8)
+    with pytest.raises(UserError, match="must have the same"):
+        GailLearner([agent(), agent(reward=RewardSettings(k=2.0))])
+    with pytest.raises(UserError, match="one environment"):
+        from stable_baselines3.common.env_util import make_vec_env
+
+        GAIL("MlpPolicy", make_vec_env("Pendulum-v1", 2), demonstrations=demonstrations())
+
+
+@pytest.mark.slow
+def test_penalty_and_certificate_imitate_where_nothing_fails() -> None:
+    """Pendulum-v1, four demonstrations, four discriminator steps per update (the strong regime), 12,000 steps."""
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
+
+    demos = collect_demonstrations(CollectSettings(env="Pendulum-v1", expert="swing-up", episodes=4, dither=0.0))
+    means, slopes = {}, {}
+    for kind in ("none", "one-sided", "certified"):
+        agents = [
+            GAIL(
+                "MlpPolicy",
+                "Pendulum-v1",
+                demonstrations=demos,
+                reward=RewardSettings(regulariser=kind, ratio=4),  # type: ignore[arg-type]
+                compiled=shutil.which("g++") is not None,
+                seed=seed,
+                device="cpu",
+                buffer_size=12_000,
+                batch_size=128,
+                learning_rate=1e-3,
+                learning_starts=1000,
+                train_freq=20,
+                gradient_steps=20,
+                policy_kwargs={"net_arch": [64, 64]},
+            )
+            for seed in range(4)
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # none collapses, and says so
+            learn_together(agents, 12_000)
+        test = gymnasium.make("Pendulum-v1")
+        test.reset(seed=1000)
+        means[kind] = float(np.mean([evaluate_policy(one, test, 10, warn=False)[0] for one in agents]))
+        slopes[kind] = [one.history[-1] for one in agents]
+    assert means["one-sided"] - means["none"] > 300 and means["certified"] - means["none"] > 300
+    assert max(row["reward/slope_95"] for row in slopes["one-sided"]) <= 1.3
+    assert max(row["reward/slope_max"] for row in slopes["certified"]) <= 1 + 1e-4
+    assert min(row["reward/slope_95"] for row in slopes["none"]) >= 20
