@@ -11,6 +11,8 @@ Rows:
     mujoco-clones          Hopper and HalfCheetah: PPO experts (a million steps each), cloned with and without bounds,
                            attacked; 40 minutes, in the folder runs/mujoco-clones, where it goes on if interrupted
     mbpo-GROUP             smooth critics in model-based learning, GROUP as in `mbpo_study.py`
+    pendulum-bounds        Lipschitz-bounded swing-up under attack and delay, as in `attack_study.py`
+    hopper-ladder          PPO on Hopper under attacks of rising strength, as in `attack_study.py`
     iclrnn-PART            the studies of process models, PART as in `iclrnn_study.py`, which writes iclrnn-PART.json
 """
 
@@ -29,6 +31,7 @@ from typing import Any
 import gymnasium
 import matplotlib
 import numpy as np
+from attack_study import ROWS as ATTACKS
 from certify_speed import processor, versions
 from iclrnn_study import ROWS as ICLRNN
 from matplotlib.figure import Figure
@@ -403,6 +406,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = (
     }
     | {f"iclrnn-{part}": run for part, run in ICLRNN.items()}
     | MBPO
+    | ATTACKS
 )
 
 

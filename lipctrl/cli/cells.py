@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lipctrl.attacks import SEARCHES
+import numpy as np
+
+from lipctrl.attacks import SEARCHES, Attack, Search
+from lipctrl.attacks.effort import Confined, with_effort
 from lipctrl.attacks.threat import Threat
 from lipctrl.cli.attacking import attacked, searcher
-from lipctrl.cli.experts import make_env
+from lipctrl.cli.experts import Env, make_env
 from lipctrl.cli.loops import loops_of
 from lipctrl.cli.plan import Contender, Plan
 from lipctrl.cli.progress import bar
@@ -63,6 +66,8 @@ class Cell:
     Attributes:
         env_id, threat: the loops. victim, attack: who meets whom. radii: of the attack, in the threat's units.
         episodes, seed: start states. search: closed loops per episode and radius. horizon: of MPC.
+        effort: share of its effort that the attack has, None: all of it. confined: components that it may disturb, and
+            the first step and the one after the last at which it does; None: all and always.
     """
 
     env_id: str
@@ -74,6 +79,8 @@ class Cell:
     seed: int
     search: int
     horizon: int
+    effort: float | None = None
+    confined: tuple[tuple[int, ...], int, int] | None = None
 
     @property
     def label(self) -> str:
@@ -122,10 +129,25 @@ def run_cell(cell: Cell) -> Rollouts:
         _kept[key] = loops_of(cell.env_id, cell.threat)
     loops = _kept[key]
     one = cell.victim.contender(cell.env_id, cell.horizon)
-    attack = searcher(cell.attack, loops.envs[0], one, cell.search)
+    attack = attack_of(cell, loops.envs[0], one)
     return attacked(
         loops, attack, one.policy, cell.threat, cell.radii, episodes=cell.episodes, seed=cell.seed, progress=beat
     )
+
+
+def attack_of(cell: Cell, env: Env, one: Contender) -> Attack | Search:
+    """The attack of a cell, with less effort or confined where the cell says so."""
+    attack: Attack | Search | None = searcher(cell.attack, env, one, cell.search)
+    if cell.effort is not None and attack is not None:
+        attack = with_effort(attack, cell.effort)
+    if attack is None:
+        raise AssertionError(f"the attack {cell.attack} has no effort to give up")
+    if cell.confined is None:
+        return attack
+    if isinstance(attack, Search):
+        raise AssertionError(f"the search {cell.attack} cannot be confined")
+    components, start, stop = cell.confined
+    return Confined(attack, np.isin(np.arange(len(cell.threat.names)), components), start, stop)
 
 
 def steps_of(found: Rollouts) -> int:
@@ -138,7 +160,8 @@ def _beats(cell: Cell, limit: int) -> int:
     if cell.attack not in SEARCHES:
         return limit
     most = max(1, BATCH // cell.episodes)
-    generations = replace(SEARCHES[cell.attack][0], loops=cell.search).generations()
+    loops = cell.search if cell.effort is None else max(2, round(cell.effort * cell.search))
+    generations = replace(SEARCHES[cell.attack][0], loops=loops).generations()
     return limit * (1 + sum(-(-count // most) for count in generations) * sum(radius > 0 for radius in set(cell.radii)))
 
 

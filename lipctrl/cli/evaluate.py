@@ -20,6 +20,7 @@ from lipctrl.cli.mpc_modes import mpc_with_backup
 from lipctrl.cli.partial import partial_section
 from lipctrl.cli.plan import Contender, Plan
 from lipctrl.cli.sections import evaluate
+from lipctrl.cli.trainings import members
 from lipctrl.config import parse, read_config, updated
 from lipctrl.evaluation.engine import Engine
 from lipctrl.evaluation.report import Section, write
@@ -42,7 +43,8 @@ class EvaluateSettings:
     """Settings of `lipctrl evaluate`."""
 
     policies: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Policies: run folders, network files, "lqr" for the environment's LQR expert, "mpc" for its NMPC."""
+    """Policies: run folders, network files, "lqr" for the environment's LQR expert, "mpc" for its NMPC. A run folder of
+    several seeds stands for all its trainings."""
     env: str = "lipctrl/DoubleIntegrator-v0"
     """Gymnasium id of the environment."""
     threat: str = "observation:l2:raw"
@@ -52,8 +54,8 @@ class EvaluateSettings:
     radii: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
     """Radii of the attack, in the threat's units."""
     tier: TierName = "standard"
-    """How hard to look: smoke (seconds), standard (minutes), strong (hours). It sets attacks, episodes, fresh and
-    search, each of which can be given by itself."""
+    """How hard to look: smoke (seconds), standard (minutes), strong (hours). It sets attacks, episodes, fresh,
+    search, ladder and parts, each of which can be given by itself."""
     attacks: tuple[str, ...] | None = None
     """Attacks, see `lipctrl list`, or files of `lipctrl attack fit`; by default those of the tier that fit the threat
     and every policy."""
@@ -65,6 +67,12 @@ class EvaluateSettings:
     """Closed loops that a search may spend per episode and radius."""
     horizon: int = 10
     """Steps that "mpc" looks ahead."""
+    ladder: tuple[float, ...] | None = None
+    """Shares of its effort with which every attack runs again at the largest radius (0: one step), to see whether more
+    effort still finds more; empty: none."""
+    parts: int | None = None
+    """Parts of the episode in each of which the worst attack of the first policy acts alone, as it does on each
+    component alone; 0: neither."""
     require: str | None = None
     """Exit with status 3 unless this holds of the first policy: QUANTITY>=NUMBER or <=NUMBER, several with commas, as
     in "worst>=900, failure<=0.1". Quantities: nominal, worst, drop, cvar, failure, failure_high, deviation."""
@@ -89,6 +97,8 @@ class EvaluateSettings:
             known_attack(attack)
         if self.fresh is not None and self.fresh < 0:
             raise ValueError(f"fresh must not be negative, found {self.fresh}")
+        if not all(0 <= share < 1 for share in self.ladder or ()) or (self.parts or 0) < 0:
+            raise ValueError(f"ladder needs shares in [0, 1), parts a number, found {self.ladder} and {self.parts}")
         for name in ("horizon", "search", "workers", "budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -116,7 +126,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("evaluate needs a policy: lipctrl evaluate POLICY [POLICY ...]")
     env = make_env(settings.env)
     expert = lqr_expert(env) if "lqr" in settings.policies else None
-    contenders = [contender_named(name, env, expert, settings.horizon) for name in settings.policies]
+    contenders = contenders_named(settings.policies, env, expert, settings.horizon)
     threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0], env)
     surrounded(env, threat)  # refuses what does not fit before anything is written
     threat.ball(np.array(settings.radii))
@@ -206,6 +216,8 @@ def plan_of(
         given("fresh"),
         search,
         settings.horizon,
+        tier.ladder if settings.ladder is None else settings.ladder,
+        given("parts"),
     )
     facts = {"tier": f"{settings.tier}, {tier.purpose}"}
     if settings.attacks is not None:
@@ -231,6 +243,16 @@ def contender_named(name: str, env: Env, expert: Expert | None, horizon: int) ->
         )
     found = contender("expert" if name == "lqr" else name, net, env_names=signal_names(env))
     return found if name == "lqr" else replace(found, source=Path(name))
+
+
+def contenders_named(names: Sequence[str], env: Env, expert: Expert | None, horizon: int) -> list[Contender]:
+    """All of them; a run folder of several trainings stands for one contender per training, its group."""
+    found = []
+    for name in names:
+        own = members(name)
+        group = name if own != [name] else None
+        found += [replace(contender_named(member, env, expert, horizon), group=group) for member in own]
+    return found
 
 
 def contender(name: str, net: PlainNet, *, env_names: tuple[tuple[str, ...], tuple[str, ...]]) -> Contender:

@@ -41,6 +41,7 @@ COMMANDS = {
     "reward plot": ("lipctrl.cli.reward_plot", "a learned reward over two of its inputs"),
     "export": ("lipctrl.cli.export", "a certified policy as C, ONNX, CasADi or numpy file, with its certificate"),
     "evaluate": ("lipctrl.cli.evaluate", "closed loops under attack over a grid of radii, with a report"),
+    "replay": ("lipctrl.cli.replay", "the worst episodes of a report again, to the last bit, or under another policy"),
     "compare": (
         "lipctrl.cli.compare",
         "policies on the same start states, nominal and attacked: paired differences",

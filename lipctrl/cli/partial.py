@@ -60,7 +60,7 @@ def partial_section(
         units=plan.threat.table(plan.radii[-1]),
         unit_radius=plan.radii[-1],
         table=table,
-        figures=[Figure(caption, return_curves(table, plan.threat.words.units))] if drawn else [],
+        figures={"curves": [Figure(caption, return_curves(table, plan.threat.words.units))]} if drawn else {},
         facts=facts,
         partial=f"{done} of {planned} combinations of policy, attack and radius ran: {reason}",
     )

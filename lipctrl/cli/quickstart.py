@@ -1,7 +1,7 @@
 """`lipctrl quickstart`: clone two controllers, certify them, attack them, write the report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,23 @@ def run_task(task: str, folder: Path, settings: QuickstartSettings) -> Section:
     expert = lqr_expert(env)
     policy = contender("Lipschitz policy", PlainNet.load(folder / "policy.npz"), env_names=names)
     lqr = contender("expert", expert.policy.net, env_names=names)
+    policy = replace(policy, source=folder / "policy.npz")
     assert policy.bracket is not None and policy.net is not None and policy.net.input_scale is not None
     policy.bracket.upper.save(folder / "certificate.json")
     evaluating = _preset(
         "evaluate", task, EvaluateSettings(), {"seed": settings.seed} | _given(episodes=settings.episodes)
     )
     threat = Threat.parse(evaluating.threat, policy.net.input_scale, names[0])
-    plan = Plan(evaluating.env, threat, evaluating.radii, evaluating.attacks, evaluating.episodes, evaluating.seed)
+    plan = Plan(
+        evaluating.env,
+        threat,
+        evaluating.radii,
+        evaluating.attacks,
+        evaluating.episodes,
+        evaluating.seed,
+        ladder=evaluating.ladder,
+        parts=evaluating.parts,
+    )
     last = agent.history[-1]
     facts = {
         "expert": expert.description,

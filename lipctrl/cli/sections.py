@@ -7,9 +7,11 @@ from typing import Any
 from lipctrl.cli.assembly import assemble, proved, table_rows
 from lipctrl.cli.cells import Cell, Runner, cell_of, cells_of
 from lipctrl.cli.experts import Expert
+from lipctrl.cli.extras import extras_of
 from lipctrl.cli.partial import collected, partial_section
 from lipctrl.cli.plan import Contender, Plan
 from lipctrl.evaluation.report import Section
+from lipctrl.evaluation.rollout import Rollouts
 from lipctrl.evaluation.summary import Row, rows
 from lipctrl.seeding import seed_of
 
@@ -38,21 +40,26 @@ def evaluate(
         return partial_section(plan, contenders, runner.finished, reason, facts)
     results = collected(plan, contenders, runner.finished)
     table = [row for contender in contenders for row in table_rows(plan, contender, results)]
-    fresh, whole = _fresh(plan, runner, contenders, table) if plan.fresh else ([], True)
-    section = assemble(plan, contenders, results, table, fresh, expert=expert, animate=animate, facts=facts)
+    pairs, whole = _fresh(plan, runner, contenders, table) if plan.fresh else ({}, True)
+    extras = extras_of(plan, runner, contenders, results, table, pairs, animate=animate)
+    fresh = [
+        row
+        for one, h in zip(contenders, extras.headlines, strict=True)
+        if one.name in pairs
+        for row in rows(one.name, h.attack, pairs[one.name], proved(plan, one, pairs[one.name].radii.tolist()))
+    ]
+    section = assemble(plan, contenders, results, table, fresh, extras, expert=expert, facts=facts)
     return section if whole else replace(section, partial="the budget was spent before the new seeds were run")
 
 
-def _fresh(plan: Plan, runner: Runner, contenders: Sequence[Contender], table: Sequence[Row]) -> tuple[list[Row], bool]:
+def _fresh(
+    plan: Plan, runner: Runner, contenders: Sequence[Contender], table: Sequence[Row]
+) -> tuple[dict[str, Rollouts], bool]:
     """The nominal loop and the worst attack of every contender, on seeds that had no part in choosing it; and whether
     the budget allowed all of them."""
-    cells = [_fresh_cell(plan, one, table) for one in contenders]
-    found = runner.run(cells, f"{plan.env_id}, new seeds")
-    fresh = []
-    for one, cell, result in zip(contenders, cells, found, strict=True):
-        if result is not None:
-            fresh += rows(one.name, cell.attack, result, proved(plan, one, cell.radii))
-    return fresh, None not in found
+    found = runner.run([_fresh_cell(plan, one, table) for one in contenders], f"{plan.env_id}, new seeds")
+    pairs = {one.name: result for one, result in zip(contenders, found, strict=True) if result is not None}
+    return pairs, None not in found
 
 
 def _fresh_cell(plan: Plan, one: Contender, table: Sequence[Row]) -> Cell:

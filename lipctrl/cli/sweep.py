@@ -232,7 +232,9 @@ def _sweep(settings: SweepSettings, demos: Demonstrations, run: Run) -> None:
     if tolerances:
         caption += " Below: the largest measurement error that the loop is proved to tolerate."
     section = replace(
-        section, verdicts=[sentence, *section.verdicts], figures=[Figure(caption, curve), *section.figures]
+        section,
+        verdicts=[sentence, *section.verdicts],
+        figures={"sweep": [Figure(caption, curve)], **section.figures},
     )
     write_text(run.path / "sweep.csv", summary_csv(section.table, by_name, contenders, tolerances))
     page = write(run.path, f"lipctrl sweep, {settings.env}", [section], provenance(settings.seed))

@@ -24,7 +24,7 @@ matplotlib.rcParams["svg.hashsalt"] = "lipctrl"  # identical bytes for identical
 STYLE = {"none": ":", "uniform": "-.", "vertex": "--", "mad": "-", "lookahead": (0, (5, 1))}
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = buffer.getvalue()
@@ -52,7 +52,7 @@ def return_curves(table: Sequence[Row], radius_label: str) -> str:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize=8)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def sweep_curves(
@@ -83,7 +83,7 @@ def sweep_curves(
     grid[-1].set_xlabel("Lipschitz bound of the policy")
     grid[0].set_ylabel("return (mean over episodes)")
     grid[0].legend(fontsize=8)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def error_map(
@@ -104,7 +104,7 @@ def error_map(
     for k, state in enumerate(chosen):
         axes.annotate(str(k + 1), state, color="red", ha="center", va="center", fontsize=9, weight="bold")
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="observation 0", ylabel="observation 1")
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def deviation_curves(table: Sequence[Row], radius_label: str) -> str:
@@ -123,7 +123,7 @@ def deviation_curves(table: Sequence[Row], radius_label: str) -> str:
     axes.set_ylabel("largest change of the action")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def trajectories(traces: Sequence[tuple[str, Trace]], names: Sequence[str], action_names: Sequence[str]) -> str:
@@ -141,7 +141,7 @@ def trajectories(traces: Sequence[tuple[str, Trace]], names: Sequence[str], acti
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     axes[-1].set_xlabel("step")
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def gif(frames: Sequence[NDArray[np.uint8]], frames_per_second: float) -> str:
@@ -182,7 +182,7 @@ def model_figure(predicted: NDArray[np.float64], test: Windows, table: Mapping[s
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def region_figure(
@@ -209,7 +209,7 @@ def region_figure(
     axes.set(xlabel=names[0], ylabel=names[1])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 MECHANISM = {
@@ -247,7 +247,7 @@ def mechanism_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
     grid[5].axis("off")
     grid[5].legend(*grid[0].get_legend_handles_labels(), loc="center", fontsize=8)
     figure.tight_layout()
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def reward_grid(
@@ -297,4 +297,4 @@ def reward_map(
     figure.colorbar(picture, ax=plot, label=f"reward {REWARD_FORMS[reward.form].formula}")
     names = reward.logit.input_names or tuple(f"input {k}" for k in range(reward.logit.input_size))
     plot.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel=names[axes[0]], ylabel=names[axes[1]])
-    return _svg(figure)
+    return svg_of(figure)

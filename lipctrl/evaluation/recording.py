@@ -31,7 +31,7 @@ class Facts:
     """What an episode was, in plain JSON values.
 
     Attributes:
-        env: gymnasium id. threat: its line, with the budget left out. radius: of the attack.
+        env: gymnasium id. threat: its line, see `line_of`. radius: of the attack.
         policy: its name on the command line. weights: hash of its network, or "". horizon: steps that MPC looks ahead.
         attack: name. seed, episode: of the start state, see `Loops.run`. result: the return. length: steps.
         failed: whether it ended before the time limit.
@@ -122,6 +122,8 @@ class Playback:
 
 
 def line_of(words: Words) -> str:
-    """The line of a threat without its budget: every disturbance within a budget lies within the radius of a step."""
+    """The line of a threat. A limit of the rate is left out: keeping it moves a disturbance by rounding, and what kept
+    it lies in the set of a step."""
     where = "" if words.where is None else f"@{words.where}"
-    return f"{words.channel}{where}:{words.norm}:{words.units}:{words.access}"
+    budget = "step" if words.budget.kind == "rate" else str(words.budget)
+    return f"{words.channel}{where}:{words.norm}:{words.units}:{budget}:{words.access}"

@@ -1,7 +1,7 @@
 """Batched closed loops: one policy under one attack, every radius with the same episodes (common random numbers)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -37,6 +37,9 @@ class Trace:
     episode: int
 
 
+ARRAYS = ("radii", "returns", "lengths", "terminated", "deviation", "roughness", "saturated", "tracking", "final")
+
+
 @dataclass(frozen=True)
 class Rollouts:
     """Closed loops of R radii times E episodes.
@@ -62,6 +65,12 @@ class Rollouts:
     traces: tuple[Trace, ...]
     worst: tuple[Trace, ...]
     cost: Cost
+
+    def at(self, rows: Sequence[int]) -> "Rollouts":
+        """Some of the radii, with the cost of all."""
+        arrays = {name: getattr(self, name)[list(rows)] for name in ARRAYS}
+        traces, worst = (tuple(part[r] for r in rows) for part in (self.traces, self.worst))
+        return replace(self, **arrays, traces=traces, worst=worst)
 
 
 class Loops:
