@@ -79,8 +79,8 @@ def figures_of(
     if any(row.attack != "none" for row in table):
         text = (
             "Mean return against attack radius, one line per attack; the thick line is the worst of them, the band one "
-            "standard deviation over its episodes. Where the thick line reaches the dotted one, nothing is left of what "
-            "the controller is for."
+            "standard deviation over its episodes. Where the thick line reaches the dotted one, nothing is left of "
+            "what the controller is for."
         )
         few = len(extras.headlines) <= PANELS
         found["curves"] = [Figure(text, return_panels(table, unit, floor) if few else return_curves(table, unit))]

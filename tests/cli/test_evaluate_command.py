@@ -58,7 +58,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("case")
     linear().save(folder / "net.npz")
     arguments = ["evaluate", folder / "net.npz", "lqr", "--radii", 0, 0.1, "--episodes", 2, "--fresh", 2]
-    arguments += ["--attacks", "none", "vertex", "pulse-search", "--search", 4]
+    arguments += ["--attacks", "none", "vertex", "pulse-search", "--search", 4, "--ladder", "--parts", 0]
     assert main([str(one) for one in [*arguments, "--out", folder / "whole"]]) == 0
     return folder, arguments
 
