@@ -69,9 +69,7 @@ class Sb3Settings:
             )
 
 
-def build(
-    settings: Sb3Settings, env: gymnasium.Env[Any, Any], *, info_keywords: tuple[str, ...] = ()
-) -> BaseAlgorithm:
+def build(settings: Sb3Settings, env: gymnasium.Env[Any, Any], *, info_keywords: tuple[str, ...] = ()) -> BaseAlgorithm:
     """The algorithm of these settings on an environment, ready to `learn(settings.timesteps)`.
 
     Args:

@@ -281,7 +281,7 @@ def test_what_cannot_be_imitated() -> None:
 
 @pytest.mark.slow
 def test_penalty_and_certificate_imitate_where_nothing_fails() -> None:
-    """Pendulum-v1, four demonstrations, four discriminator steps per update (the strong regime), 12,000 steps."""
+    """Pendulum-v1, four demonstrations, 10,000 steps, three seeds each. Benchmarks: `gail_study.py pendulum`."""
     from stable_baselines3.common.evaluation import evaluate_policy
 
     from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
@@ -294,11 +294,10 @@ def test_penalty_and_certificate_imitate_where_nothing_fails() -> None:
                 "MlpPolicy",
                 "Pendulum-v1",
                 demonstrations=demos,
-                reward=RewardSettings(regulariser=kind, ratio=4),  # type: ignore[arg-type]
-                compiled=shutil.which("g++") is not None,
+                reward=RewardSettings(regulariser=kind),  # type: ignore[arg-type]
                 seed=seed,
                 device="cpu",
-                buffer_size=12_000,
+                buffer_size=10_000,
                 batch_size=128,
                 learning_rate=1e-3,
                 learning_starts=1000,
@@ -306,11 +305,11 @@ def test_penalty_and_certificate_imitate_where_nothing_fails() -> None:
                 gradient_steps=20,
                 policy_kwargs={"net_arch": [64, 64]},
             )
-            for seed in range(4)
+            for seed in range(3)
         ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # none collapses, and says so
-            learn_together(agents, 12_000)
+            learn_together(agents, 10_000)
         test = gymnasium.make("Pendulum-v1")
         test.reset(seed=1000)
         means[kind] = float(np.mean([evaluate_policy(one, test, 10, warn=False)[0] for one in agents]))
