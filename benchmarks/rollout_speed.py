@@ -1,22 +1,27 @@
-"""Environment steps per second: BatchedTask against what a user has otherwise, in one process, taking turns.
+"""Environment steps per second of closed loops, against what a user has otherwise: the same policy on the same task.
 
-Every competitor takes the same random actions for the same number of control steps and resets finished episodes itself:
+* Stable-Baselines3's `evaluate_policy` on its vector environments, with the PPO policy itself;
+* lipctrl's loops, as `lipctrl evaluate` runs them, with the plain network of the same policy, under several attacks, on
+  one core, with two threads, and as cells in two processes;
+* physics alone: `mujoco.rollout`, one call per control step (no observation, reward, policy or reset; the warm start of
+  the solver is lost): what is left of its speed when a loop is closed, is asked.
 
-* gymnasium's SyncVectorEnv and Stable-Baselines3's DummyVecEnv: observation, reward, termination, reset;
-* BatchedTask on 1 thread and on all cores: the same results, bit for bit;
-* mujoco.rollout, one call per control step (physics alone, neither reward nor reset, warm start lost), as a ceiling.
+    python benchmarks/rollout_speed.py [--rounds 7]
 
-    python benchmarks/rollout_speed.py
-
-writes benchmarks/results/rollout_speed-cpu.json: medians over the rounds.
+Competitors take turns, and ratios are medians over the rounds, within which a busy machine treats all alike. Rates per
+second of CPU time (all threads of the process) do not see other processes at all. Writes
+benchmarks/results/rollout_speed-cpu.json.
 """
 
+import argparse
 import json
 import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gymnasium
@@ -24,123 +29,235 @@ import mujoco
 import numpy as np
 import stable_baselines3
 from mujoco.rollout import Rollout
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
+from lipctrl.attacks import ATTACKS
+from lipctrl.attacks.threat import Threat
 from lipctrl.envs.mujoco_tasks.batched import BatchedTask
+from lipctrl.envs.mujoco_tasks.disturbed import DisturbedTask
+from lipctrl.evaluation.engine import run_all
+from lipctrl.evaluation.rollout import Loops
 from lipctrl.files import write_text
+from lipctrl.nn.plain import PlainNet
+from lipctrl.nn.sb3 import load_zip
+from lipctrl.policy import PlainPolicy
+from lipctrl.seeding import seed_of
 
 TASKS = ("Hopper-v5", "HalfCheetah-v5")
-BATCH = 64
-STEPS = 40  # control steps per round
-ROUNDS = 15
+TRAINING = 50_000  # steps of PPO, after which the hopper hops for a while before it falls
+BATCH, RADIUS, LIMIT = 64, 0.05, 200  # LIMIT: steps of an episode, the same for all
+ATTACKED = ("none", "uniform", "vertex", "constant", "mad")
+BATCHES = (1, 8, 64, 256)
 RESULT = Path(__file__).parent / "results" / "rollout_speed-cpu.json"
+PREFIX = "lipctrl-benchmark/"
+Job = Callable[[int], int]
+"""Runs closed loops from a seed and returns the number of environment steps."""
 
 
-def sync_vector(task: str) -> Callable[[Any], None]:
-    """Gymnasium's vector environment."""
-    envs = gymnasium.make_vec(task, num_envs=BATCH, vectorization_mode="sync")
-
-    def run(actions: Any) -> None:
-        envs.reset(seed=0)
-        for action in actions:
-            envs.step(action)
-
-    return run
+for _name in TASKS:  # here, because worker processes import this file
+    gymnasium.register(f"{PREFIX}{_name}", gymnasium.spec(_name).entry_point, max_episode_steps=LIMIT)
 
 
-def dummy_vector(task: str) -> Callable[[Any], None]:
-    """Stable-Baselines3's vector environment."""
-    envs = DummyVecEnv([lambda: gymnasium.make(task)] * BATCH)
+def baseline(model: PPO, task: str, kind: type[DummyVecEnv] | type[SubprocVecEnv], count: int, episodes: int) -> Job:
+    """Stable-Baselines3's own evaluation."""
+    envs = make_vec_env(task, n_envs=count, seed=0, vec_env_cls=kind)
 
-    def run(actions: Any) -> None:
-        envs.seed(0)
-        envs.reset()
-        for action in actions:
-            envs.step(action)
+    def run(seed: int) -> int:
+        lengths = evaluate_policy(model, envs, n_eval_episodes=episodes, return_episode_rewards=True)[1]
+        return int(np.sum(lengths))
 
     return run
 
 
-def batched(task: str, threads: int) -> Callable[[Any], None]:
-    """Ours."""
-    envs = BatchedTask(task, BATCH, threads=threads)
+def threat_on(task: str) -> Threat:
+    """A threat on the observation."""
+    space = gymnasium.make(task).observation_space
+    assert space.shape
+    return Threat.parse("observation:linf:raw", np.ones(space.shape[0]), tuple(map(str, range(space.shape[0]))))
 
-    def run(actions: Any) -> None:
-        envs.reset(range(BATCH))
-        for action in actions:
-            _, _, terminated, truncated = envs.step(action)
-            if done := np.flatnonzero(terminated | truncated).tolist():
-                envs.reset(done, rows=done)
+
+def loops(net: PlainNet, task: str, attack: str, batch: int, threads: int = 1) -> Job:
+    """Ours, in this process."""
+    threat = threat_on(task)
+    own = Loops(lambda: gymnasium.make(task), batched=partial(DisturbedTask, task, threads=threads))
+
+    def run(seed: int) -> int:
+        found = own.run(PlainPolicy(net), ATTACKS[attack][0](), threat, (RADIUS,), episodes=batch, seed=seed)
+        return int(found.lengths.sum())
 
     return run
 
 
-def physics(task: str, threads: int) -> Callable[[Any], None]:
-    """Physics alone: mujoco.rollout, one call per control step."""
+def piece(item: tuple[PlainNet, str, int]) -> int:
+    """What one process does: loops, which are kept for its next piece."""
+    net, task, seed = item
+    if task not in MADE:
+        MADE[task] = loops(net, task, "none", BATCH)
+    return MADE[task](seed)
+
+
+MADE: dict[str, Job] = {}
+
+
+def processes(net: PlainNet, task: str, workers: int) -> Job:
+    """Ours, in several processes by the map that `lipctrl evaluate --workers` uses."""
+
+    def run(seed: int) -> int:
+        pieces = [(net, task, 2 * seed * workers + k) for k in range(2 * workers)]
+        return sum(steps for _, steps in run_all(piece, pieces, workers=workers))
+
+    return run
+
+
+class Recorder(PlainPolicy):
+    """The policy, with all its answers kept."""
+
+    def predict(self, *arguments: Any, **named: Any) -> tuple[Any, Any]:
+        """See `Policy.predict`."""
+        action, state = super().predict(*arguments, **named)
+        KEPT.append(action)
+        return action, state
+
+
+KEPT: list[Any] = []
+
+
+def physics(net: PlainNet, task: str, threads: int) -> Job:
+    """Physics alone, from the starts and with the actions of the loops, until the first of them ends."""
+    KEPT.clear()
+    own = Loops(lambda: gymnasium.make(task), batched=partial(DisturbedTask, task))
+    found = own.run(Recorder(net), ATTACKS["none"][0](), threat_on(task), (0.0,), episodes=BATCH, seed=0)
+    actions = KEPT[: int(found.lengths.min())]
     env: Any = gymnasium.make(task).unwrapped
     model, skip = env.model, env.frame_skip
     data = [mujoco.MjData(model) for _ in range(threads)]
     pool = Rollout(nthread=threads if threads > 1 else 0)
     full = mujoco.mjtState.mjSTATE_FULLPHYSICS.value
     start = np.empty((BATCH, mujoco.mj_stateSize(model, full)))
-    for seed in range(BATCH):
-        env.reset(seed=seed)
-        mujoco.mj_getState(model, env.data, start[seed], full)
+    for k in range(BATCH):
+        env.reset(seed=seed_of(0, "episode", k))
+        mujoco.mj_getState(model, env.data, start[k], full)
 
-    def run(actions: Any) -> None:
+    def run(seed: int) -> int:
         state = start
         for action in actions:
-            control = np.repeat(action[:, None].astype(np.float64), skip, axis=1)
+            control = np.repeat(action[:, None], skip, axis=1)
             state = np.ascontiguousarray(pool.rollout(model, data, state, control)[0][:, -1])
+        return BATCH * len(actions)
 
     return run
 
 
-def measure(task: str, threads: int) -> dict[str, list[float]]:
-    """Seconds of every competitor in every round."""
-    runs = {
-        "gymnasium SyncVectorEnv": sync_vector(task),
-        "stable-baselines3 DummyVecEnv": dummy_vector(task),
-        "BatchedTask, 1 thread": batched(task, 1),
-        f"BatchedTask, {threads} threads": batched(task, threads),
-        "physics alone (mujoco.rollout), 1 thread": physics(task, 1),
-        f"physics alone (mujoco.rollout), {threads} threads": physics(task, threads),
+def measure(jobs: dict[str, Job], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Steps per second of wall and of CPU time of every job in every round; the first round is warm-up."""
+    rates: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in jobs}
+    for turn in range(rounds + 1):
+        for name, job in jobs.items():
+            if turn == 0 and "mad" in name:
+                continue  # it takes long and needs no warm-up of its own
+            wall, cpu = time.perf_counter(), time.process_time()
+            steps = job(turn)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            print(f"round {turn}: {name}: {steps / wall:.0f} by wall, {steps / cpu:.0f} by CPU time", flush=True)
+            if turn:
+                rates[name]["wall"].append(steps / wall)
+                rates[name]["cpu"].append(steps / cpu)
+    return rates
+
+
+def shares(net: PlainNet, task: str, attack: str) -> dict[str, float]:
+    """Parts of the CPU time of our loops that go into physics, the policy and the attack; the rest is bookkeeping."""
+    spent = {"physics": 0.0, "policy": 0.0, "attack": 0.0}
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            start = time.process_time()
+            result = function(*arguments, **named)
+            spent[part] += time.process_time() - start
+            return result
+
+        return call
+
+    kind, advance = ATTACKS[attack][0], BatchedTask._advance
+
+    class Timed(kind):  # type: ignore[misc, valid-type]
+        perturb = timed("attack", kind.perturb)
+
+    class Policy(PlainPolicy):
+        predict = timed("policy", PlainPolicy.predict)
+
+    threat = threat_on(task)
+    own = Loops(lambda: gymnasium.make(task), batched=partial(DisturbedTask, task))
+    BatchedTask._advance = timed("physics", advance)  # type: ignore[method-assign]
+    try:
+        start = time.process_time()
+        own.run(Policy(net), Timed(), threat, (RADIUS,), episodes=BATCH, seed=0)
+        whole = time.process_time() - start
+    finally:
+        BatchedTask._advance = advance  # type: ignore[method-assign]
+    # what the attack asks the policy is the attack's: a subclass is not seen as a network, but answers the same
+    spent["policy"] = min(spent["policy"], whole - spent["physics"] - spent["attack"])
+    found = {part: round(seconds / whole, 3) for part, seconds in spent.items()}
+    return found | {"rest": round(1 - sum(found.values()), 3)}
+
+
+def compared(rates: dict[str, dict[str, list[float]]], ours: str, other: str) -> dict[str, float]:
+    """How many times faster ours is, median over rounds, by wall and by CPU time."""
+    pairs = {kind: np.divide(rates[ours][kind], rates[other][kind]) for kind in ("wall", "cpu")}
+    return {kind: round(float(np.median(values)), 2) for kind, values in pairs.items()}
+
+
+def task_record(name: str, rounds: int) -> dict[str, Any]:
+    """Everything measured on one task."""
+    task = f"{PREFIX}{name}"
+    with TemporaryDirectory() as folder:
+        model = PPO("MlpPolicy", make_vec_env(task, seed=0), seed=0, device="cpu").learn(TRAINING)
+        model.save(Path(folder) / "ppo.zip")
+        net = load_zip(Path(folder) / "ppo.zip")
+    jobs = {
+        f"evaluate_policy, DummyVecEnv of {n}": baseline(model, task, DummyVecEnv, n, max(n, 8)) for n in (1, 8, 64)
     }
-    space = gymnasium.make(task).action_space
-    assert isinstance(space, gymnasium.spaces.Box)
-    shape = (STEPS, BATCH, *space.shape)
-    actions = np.random.default_rng(0).uniform(space.low, space.high, shape).astype(space.dtype)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(ROUNDS + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run(actions)
-            if turn > 0:  # the first is warm-up
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Median rates, and medians of the ratios within a round, which a busy machine disturbs less."""
-    rates = {name: round(BATCH * STEPS / float(np.median(times)), 0) for name, times in seconds.items()}
-    others = np.minimum(seconds["gymnasium SyncVectorEnv"], seconds["stable-baselines3 DummyVecEnv"])
-    ours = {name: np.array(times) for name, times in seconds.items() if name.startswith("BatchedTask")}
-    ratios = {name: round(float(np.median(others / times)), 2) for name, times in ours.items()}
-    return {"steps_per_second": rates, "times_faster_than_the_best_vector_environment": ratios}
+    jobs["evaluate_policy, SubprocVecEnv of 2"] = baseline(model, task, SubprocVecEnv, 2, 8)
+    jobs |= {f"lipctrl, {attack}": loops(net, task, attack, BATCH) for attack in ATTACKED}
+    jobs |= {f"lipctrl, none, batch {n}": loops(net, task, "none", n) for n in BATCHES if n != BATCH}
+    jobs["lipctrl, none, 2 threads"] = loops(net, task, "none", BATCH, threads=2)
+    jobs["lipctrl, none, 2 processes"] = processes(net, task, 2)
+    jobs |= {f"physics alone, {n} thread{'s' * (n > 1)}": physics(net, task, n) for n in (1, 2)}
+    print(f"{name}: {len(jobs)} competitors", flush=True)
+    rates = measure(jobs, rounds)
+    others = [name for name in jobs if name.startswith("evaluate_policy")]
+    return {
+        "steps_per_second": {
+            name: {kind: round(float(np.median(values))) for kind, values in both.items()}
+            for name, both in rates.items()
+        },
+        "times_faster_on_one_core": {name: compared(rates, "lipctrl, none", name) for name in others},
+        "times_faster_on_two_cores": {name: compared(rates, "lipctrl, none, 2 processes", name) for name in others},
+        "of_physics_alone_on_one_core": compared(rates, "lipctrl, none", "physics alone, 1 thread"),
+        "of_physics_alone_on_two_cores": compared(rates, "lipctrl, none, 2 threads", "physics alone, 2 threads"),
+        "shares_of_cpu_time": {attack: shares(net, task, attack) for attack in ATTACKED},
+    }
 
 
 def main() -> None:
     """Measure, print and write."""
-    threads = max(2, os.cpu_count() or 1)
-    tasks = {}
-    for task in TASKS:
-        tasks[task] = summary(measure(task, threads))
-        print(task, json.dumps(tasks[task], indent=1))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    load = os.getloadavg()[0]
+    tasks = {task: task_record(task, rounds) for task in TASKS}
     versions = {"mujoco": mujoco.__version__, "gymnasium": gymnasium.__version__, "numpy": np.__version__}
     versions |= {"stable-baselines3": stable_baselines3.__version__, "python": platform.python_version()}
-    machine = {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    settings = {"batch": BATCH, "control_steps": STEPS, "rounds": ROUNDS}
-    record = {"machine": machine, "versions": versions, "settings": settings, "tasks": tasks}
+    machine = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "load": [round(load, 1), round(os.getloadavg()[0], 1)],
+    }
+    record = {"machine": machine, "versions": versions, "batch": BATCH, "rounds": rounds, "tasks": tasks}
+    print(json.dumps(record, indent=1))
     RESULT.parent.mkdir(exist_ok=True)
     write_text(RESULT, json.dumps(record, indent=2) + "\n")
 

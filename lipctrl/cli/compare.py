@@ -17,12 +17,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from lipctrl.attacks.threat import Threat
-from lipctrl.cli.attacking import check_attack, deviation_of, run_attack, searcher
+from lipctrl.cli.attacking import check_attack, deviation_of, searcher
+from lipctrl.cli.cells import Runner, cells_of
 from lipctrl.cli.evaluate import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.fitted import known_attack
-from lipctrl.cli.loops import loops_of
+from lipctrl.cli.partial import collected
+from lipctrl.cli.plan import Plan
 from lipctrl.config import parse
+from lipctrl.evaluation.engine import Engine
 from lipctrl.evaluation.statistics import conditional_value_at_risk, interquartile_mean, probability_of_improvement
 from lipctrl.evaluation.statistics import stratified_bootstrap as bootstrap
 from lipctrl.evaluation.summary import clopper_pearson
@@ -51,6 +54,10 @@ class CompareSettings:
     """Closed loops that a search may spend per episode."""
     horizon: int = 10
     """Steps that "mpc" looks ahead."""
+    workers: int = 1
+    """Processes that share the work; the result is the same."""
+    engine: Engine = "local"
+    """local, or ray, as for `lipctrl evaluate`."""
     seed: int = 0
     """Seed of start states and attacks."""
     out: str | None = None
@@ -60,7 +67,7 @@ class CompareSettings:
         known_attack(self.attack)
         if not (np.isfinite(self.radius) and self.radius >= 0):
             raise ValueError(f"radius must be finite and not negative, found {self.radius}")
-        for name in ("episodes", "horizon", "search"):
+        for name in ("episodes", "horizon", "search", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
 
@@ -134,20 +141,12 @@ def compare(settings: CompareSettings) -> list[Line]:
     for one in contenders:
         searcher(settings.attack, env, one)
     radii = (0.0,) if settings.attack == "none" or settings.radius == 0 else (0.0, settings.radius)
-    loops = loops_of(settings.env, threat)
-    found = [
-        run_attack(
-            loops,
-            searcher(settings.attack, loops.envs[0], one, settings.search),
-            one.policy,
-            threat,
-            radii,
-            episodes=settings.episodes,
-            seed=settings.seed,
-            label=f"{one.name} under {settings.attack}",
-        )
-        for one in contenders
-    ]
+    numbers = (settings.episodes, settings.seed, 0, settings.search, settings.horizon)
+    plan = Plan(settings.env, threat, radii, (settings.attack,), *numbers)
+    runner = Runner(workers=settings.workers, engine=settings.engine)
+    runner.run(cells_of(plan, contenders), settings.attack)
+    results = collected(plan, contenders, runner.finished)
+    found = [results[one.name, settings.attack] for one in contenders]
     return [
         line(one.name, radius, own.returns[r], int(own.terminated[r].sum()), found[0].returns[r])
         for r, radius in enumerate(radii)

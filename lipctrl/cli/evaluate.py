@@ -37,6 +37,9 @@ from lipctrl.runs import Run, package_versions
 WHERE = ("workers", "engine", "out", "resume")
 """Settings that have no part in what is found: they are not in settings.yaml."""
 
+QUERYING = ("mad", "spsa")
+"""Attacks that take hours on a policy that solves a problem at every query."""
+
 
 @dataclass(frozen=True)
 class EvaluateSettings:
@@ -201,6 +204,8 @@ def plan_of(
             check_attack(attack, threat)
             for one in contenders:
                 searcher(attack, env, one, search)
+                if settings.attacks is None and settings.tier != "strong" and attack in QUERYING and one.net is None:
+                    raise UserError(f"{one.name} has no gradient and would be asked some hundred times per step")
             attacks.append(attack)
         except UserError as error:
             if settings.attacks is not None:

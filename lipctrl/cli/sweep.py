@@ -2,9 +2,12 @@
 
 import csv
 import io
+import itertools
 import json
 import math
+import multiprocessing
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +15,26 @@ from typing import Any
 import numpy as np
 
 from lipctrl.agents.bc import BCSettings
-from lipctrl.attacks import ATTACKS
 from lipctrl.attacks.threat import Threat
 from lipctrl.cli.attacking import deviation_of
+from lipctrl.cli.cells import Runner
 from lipctrl.cli.closed_loop import closed_loop, loop_of
-from lipctrl.cli.evaluate import contender, provenance, show
+from lipctrl.cli.evaluate import WHERE, contender, provenance, show
 from lipctrl.cli.experts import Env, make_env, signal_names
+from lipctrl.cli.fitted import known_attack
 from lipctrl.cli.plan import Contender, Plan
+from lipctrl.cli.progress import CONSOLE
 from lipctrl.cli.sections import evaluate
 from lipctrl.cli.train_bc import TrainSettings, finish, prepare
 from lipctrl.config import parse, read_config, updated
 from lipctrl.demos.cover import Slope, expert_slope
 from lipctrl.demos.demonstrations import Demonstrations
+from lipctrl.evaluation.engine import Engine, run_all
 from lipctrl.evaluation.plots import sweep_curves
 from lipctrl.evaluation.report import Figure, write
+from lipctrl.evaluation.store import Store
 from lipctrl.evaluation.summary import Row
-from lipctrl.files import UserError, nearest, write_text
+from lipctrl.files import UserError, write_text
 from lipctrl.nn.plain import PlainNet
 from lipctrl.runs import Run
 
@@ -46,10 +53,16 @@ class SweepSettings(BCSettings):
     """As in `lipctrl evaluate`."""
     radii: tuple[float, ...] = (0.0, 0.05, 0.1)
     """Radii of the attack, in the threat's units."""
-    attack: str = "mad"
-    """Attack, see `lipctrl list`."""
+    attacks: tuple[str, ...] = ("mad",)
+    """Attacks, see `lipctrl list`; at every radius the worst of them counts."""
     episodes: int = 10
-    """Episodes per policy and radius, with the same seeds for all."""
+    """Episodes per policy, attack and radius, with the same seeds for all."""
+    search: int = 100
+    """Closed loops that a search may spend per episode and radius."""
+    workers: int = 1
+    """Processes that share trainings and closed loops; the results are the same."""
+    engine: Engine = "local"
+    """local, or ray: the cluster at RAY_ADDRESS, or this machine. Trainings need a run folder that all nodes see."""
     out: str | None = None
     """Run folder; by default the first free runs/sweep-<environment>-<k>."""
     resume: str | None = None
@@ -57,8 +70,12 @@ class SweepSettings(BCSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attack not in ATTACKS or self.attack == "none":
-            raise ValueError(str(nearest(self.attack, [name for name in ATTACKS if name != "none"], "attack")))
+        for attack in self.attacks:
+            known_attack(attack)
+        if not self.attacks or "none" in self.attacks:
+            raise ValueError(f"a sweep needs attacks other than none, found {self.attacks}")
+        if self.workers < 1 or self.search < 1:
+            raise ValueError(f"workers and search must be at least 1, found {self.workers} and {self.search}")
         if not all(np.isfinite(lip) and lip > 0 for lip in self.lips):
             raise ValueError(f"lips must be positive and finite, found {self.lips}")
         if not self.seeds or min(self.seeds) < 0 or self.episodes < 1:
@@ -89,24 +106,45 @@ def bounds_of(settings: SweepSettings, slope: Slope) -> tuple[float, ...]:
     return (*sorted(set(found)), *([math.inf] if settings.unconstrained else []))
 
 
-def train_all(settings: SweepSettings, lips: Sequence[float], demos: Demonstrations, folder: Path) -> list[Trained]:
+def train_all(settings: SweepSettings, lips: Sequence[float], folder: Path) -> list[Trained]:
     """Train every bound and seed into its own run folder; what is finished is read back."""
+    cloning = []
+    for lip, seed in itertools.product(lips, settings.seeds):
+        own = {name: getattr(settings, name) for name in BCSettings.__dataclass_fields__}
+        changes = {"lip": lip} if math.isfinite(lip) else {"lip": None, "family": "unconstrained"}
+        out = str(folder / f"lip-{lip:g}-s{seed}")
+        cloning.append(TrainSettings(**(own | changes | {"seed": seed, "out": out})))
+    missing = [one for one in cloning if not _finished(Path(str(one.out)))]
+    with closing(run_all(train_one, missing, workers=settings.workers, engine=settings.engine)) as done:
+        for _ in done:
+            pass
     trained = []
-    for lip in lips:
-        for seed in settings.seeds:
-            own = {name: getattr(settings, name) for name in BCSettings.__dataclass_fields__}
-            changes = {"lip": lip} if math.isfinite(lip) else {"lip": None, "family": "unconstrained"}
-            cloning = TrainSettings(**(own | changes | {"seed": seed, "out": str(folder / f"lip-{lip:g}-s{seed}")}))
-            assert cloning.out is not None
-            path = Path(cloning.out)
-            if not _finished(path):
-                _remove(path)
-                run = Run.create(cloning.out, "", cloning, seed=seed)
-                finish(run, prepare(cloning, demos), cloning, demos, None, quiet=True)
-            run = Run.open(path)
-            net = PlainNet.load(run.checked("policy.npz"))
-            trained.append(Trained(lip, seed, net, run.record["results"]["train/worst_residual"]))
+    for (lip, seed), one in zip(itertools.product(lips, settings.seeds), cloning, strict=True):
+        run = Run.open(Path(str(one.out)))
+        net = PlainNet.load(run.checked("policy.npz"))
+        trained.append(Trained(lip, seed, net, run.record["results"]["train/worst_residual"]))
     return trained
+
+
+def train_one(cloning: TrainSettings) -> None:
+    """One training, from the beginning, into the run folder that it names."""
+    assert cloning.out is not None
+    if multiprocessing.parent_process() is not None:
+        CONSOLE.quiet = True  # bars of several processes overwrite each other
+    _remove(Path(cloning.out))
+    demos = Demonstrations.load(Path(cloning.demos))
+    run = Run.create(cloning.out, "", cloning, seed=cloning.seed)
+    finish(run, prepare(cloning, demos), cloning, demos, None, quiet=True)
+
+
+def worst_rows(table: Sequence[Row]) -> list[Row]:
+    """The attack with the lowest mean return, for every policy and radius."""
+    found: dict[tuple[str, float], Row] = {}
+    for row in table:
+        key = (row.policy, row.radius)
+        if row.attack != "none" and (key not in found or row.mean < found[key].mean):
+            found[key] = row
+    return list(found.values())
 
 
 def _finished(path: Path) -> bool:
@@ -129,17 +167,21 @@ def _name(trained: Trained, seeds: int) -> str:
     return name + (f", seed {trained.seed}" if seeds > 1 else "")
 
 
-def choose(table: Sequence[Row], trained: Mapping[str, Trained], attack: str) -> tuple[float, str]:
-    """The smallest bound whose attacked return, over radii and trainings, is within 2 % of the best, and why."""
+def choose(table: Sequence[Row], trained: Mapping[str, Trained], attacks: str) -> tuple[float, str]:
+    """The smallest bound whose attacked return, over radii and trainings, is within 2 % of the best, and why.
+
+    Args:
+        table: one row per policy and radius, see `worst_rows`. attacks: in words.
+    """
     means = {
-        lip: float(np.mean([row.mean for row in table if row.attack == attack and trained[row.policy].lip == lip]))
+        lip: float(np.mean([row.mean for row in table if trained[row.policy].lip == lip]))
         for lip in sorted({t.lip for t in trained.values() if math.isfinite(t.lip)})
     }
     best = max(means.values())
     chosen = min(lip for lip, mean in means.items() if mean >= best - TIE * abs(best))
     ranked = ", ".join(f"{lip:g}: {mean:.5g}" for lip, mean in means.items())
     return chosen, (
-        f"Chosen bound {chosen:g}: the smallest whose mean return under {attack} over all radii is within "
+        f"Chosen bound {chosen:g}: the smallest whose mean return under {attacks} over all radii is within "
         f"{TIE:.0%} of the best ({ranked})."
     )
 
@@ -166,11 +208,11 @@ def summary_csv(
     """One row per training: what was asked for, what is proved, how well it fits, what it returns."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    radii = sorted({row.radius for row in table if row.attack != "none"})
+    radii = sorted({row.radius for row in table})
     fixed = ["lip", "seed", "proved", "witness", "worst_residual", "tolerated_measurement_error"]
     writer.writerow([*fixed, *(f"return_at_{r:g}" for r in radii)])
     for c in contenders:
-        own = {row.radius: row.mean for row in table if row.policy == c.name and row.attack != "none"}
+        own = {row.radius: row.mean for row in table if row.policy == c.name}
         t = trained[c.name]
         bracket, tolerance = c.bracket, repr(tolerances[c.name]) if c.name in tolerances else ""
         assert bracket is not None
@@ -193,13 +235,15 @@ def main(arguments: Sequence[str]) -> None:
     if settings.resume is not None:
         run = Run.open(Path(settings.resume))
         data, source = read_config(str(run.path / "settings.yaml"), "sweep")
-        settings = updated(SweepSettings(), data, source)
+        settings = replace(updated(SweepSettings(), data, source), workers=settings.workers, engine=settings.engine)
     if not settings.demos:
         raise UserError("a sweep needs demonstrations: --demos FILE (record some with `lipctrl demos collect`)")
     demos = Demonstrations.load(Path(settings.demos))
     if not resumed:
         prepare(replace(settings, lip=1.0), demos)  # refuses data that do not fit before anything is written
-        run = Run.create(settings.out, f"sweep-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
+        run = Run.create(
+            settings.out, f"sweep-{settings.env.split('/')[-1]}", settings, seed=settings.seed, without=WHERE
+        )
     try:
         _sweep(settings, demos, run)
     except KeyboardInterrupt:
@@ -210,23 +254,26 @@ def main(arguments: Sequence[str]) -> None:
 
 def _sweep(settings: SweepSettings, demos: Demonstrations, run: Run) -> None:
     slope = expert_slope(*demos.pairs())
-    trained = train_all(settings, bounds_of(settings, slope), demos, run.path)
+    trained = train_all(settings, bounds_of(settings, slope), run.path)
     env = make_env(settings.env)
     names = signal_names(env)
     by_name = {_name(t, len(settings.seeds)): t for t in trained}
     contenders = [contender(name, t.net, env_names=names) for name, t in by_name.items()]
     threat = Threat.parse(settings.threat, deviation_of((trained[0].net,), env), names[0])
-    plan = Plan(settings.env, threat, settings.radii, (settings.attack,), settings.episodes, settings.seed)
+    plan = Plan(settings.env, threat, settings.radii, settings.attacks, settings.episodes, settings.seed)
+    plan = replace(plan, search=settings.search)
     facts: dict[str, Any] = {
         "steepest slope in the data": f"{slope.value:.6g} (witness: a bound below it cannot fit the data)",
         "trainings per bound": len(settings.seeds),
         "demonstrations": f"{settings.demos}, sha256 {demos.sha256()[:12]}",
     }
-    section = evaluate(plan, contenders, expert=None, animate=False, facts=facts)
-    best, sentence = choose(section.table, by_name, settings.attack)
+    runner = Runner(Store(run.path / "cells"), settings.workers, settings.engine)
+    section = evaluate(plan, contenders, expert=None, animate=False, facts=facts, runner=runner)
+    table = worst_rows(section.table)
+    best, sentence = choose(table, by_name, " or ".join(settings.attacks))
     tolerances = tolerated(env, by_name)
     bounded = {name: t.lip for name, t in by_name.items() if math.isfinite(t.lip)}
-    curve = sweep_curves([r for r in section.table if r.policy in bounded], bounded, slope.value, best, tolerances)
+    curve = sweep_curves([r for r in table if r.policy in bounded], bounded, slope.value, best, tolerances)
     caption = "Return against the Lipschitz bound, one line per radius; the band spans the trainings. "
     caption += "Dotted: the steepest slope in the data. Dashed: the chosen bound."
     if tolerances:
@@ -236,7 +283,7 @@ def _sweep(settings: SweepSettings, demos: Demonstrations, run: Run) -> None:
         verdicts=[sentence, *section.verdicts],
         figures={"sweep": [Figure(caption, curve)], **section.figures},
     )
-    write_text(run.path / "sweep.csv", summary_csv(section.table, by_name, contenders, tolerances))
+    write_text(run.path / "sweep.csv", summary_csv(table, by_name, contenders, tolerances))
     page = write(run.path, f"lipctrl sweep, {settings.env}", [section], provenance(settings.seed))
     run.finish(chosen=best, steepest_slope=slope.value)
     show(section)

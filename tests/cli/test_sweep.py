@@ -3,7 +3,9 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,8 +47,22 @@ def test_a_sweep_and_its_resumption_give_the_same_table(demos: Path, tmp_path: P
     assert (tmp_path / "s" / "sweep.csv").read_bytes() == before and kept.stat().st_mtime_ns == stamp
 
 
+def test_two_workers_train_and_attack_as_one_does(demos: Path, tmp_path: Path, run: Run) -> None:
+    arguments = ["sweep", "--demos", str(demos), *TINY, "--updates", "100", "--attacks", "vertex", "mad", "--out"]
+    assert run(*arguments, tmp_path / "one")[0] == 0 and run(*arguments, tmp_path / "two", "--workers", 2)[0] == 0
+    for name in ("sweep.csv", "report.json", "report.html", "lip-0.8-s0/policy.npz", "lip-1.7-s0/metrics.csv"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    (section,) = json.loads((tmp_path / "one" / "report.json").read_text())["sections"]
+    (first, _) = csv.DictReader((tmp_path / "one" / "sweep.csv").read_text().splitlines())
+    means = {
+        row["attack"]: row["mean"] for row in section["table"] if (row["policy"], row["radius"]) == ("bound 0.8", 0.1)
+    }
+    assert set(means) == {"vertex", "mad"} and float(first["return_at_0.1"]) == min(means.values())
+
+
 def row(policy: str, mean: float, radius: float) -> Row:
-    return Row(policy, "mad", radius, 2, mean, 0.0, mean, mean, 10.0, 0, 0.0, 1.0, 0.0, 0.0, 0, 0)
+    numbers: dict[str, Any] = {field.name: 0 for field in fields(Row)}
+    return Row(**(numbers | {"policy": policy, "attack": "mad", "radius": radius, "mean": mean}))
 
 
 def test_the_choice_is_the_smallest_bound_that_is_as_good_as_the_best() -> None:
@@ -61,8 +77,10 @@ def test_bad_input(demos: Path, run: Run) -> None:
     assert "--demos FILE" in run("sweep")[2]
     status, _, err = run("sweep", "--demos", str(demos), "--env", "InvertedPendulum-v5")
     assert status == 2 and "recorded in" in err
-    with pytest.raises(ValueError, match="attack"):
-        SweepSettings(attack="none")
+    with pytest.raises(ValueError, match="attacks other than none"):
+        SweepSettings(attacks=("none",))
+    with pytest.raises(ValueError, match="did you mean 'mad'"):
+        SweepSettings(attacks=("madd",))
     with pytest.raises(ValueError, match="data alone"):
         SweepSettings(dagger_rounds=1)
     with pytest.raises(ValueError, match="lips"):
