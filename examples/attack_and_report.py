@@ -1,5 +1,6 @@
 """From a threat to a report, how bad it gets and how hard we looked: run `python examples/attack_and_report.py`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,14 @@ env = make_env(ENV)
 names, expert = signal_names(env), lqr_expert(env)
 
 # Two controllers of the same plant: its LQR, and a gain that was softened by hand.
+folder = Path("attack-and-report")
+folder.mkdir(exist_ok=True)
 soft = PlainNet(({0: -np.array([[0.25, 1.0]])},), (np.zeros(1),), ())
-contenders = [contender("soft", soft, env_names=names), contender("expert", expert.policy.net, env_names=names)]
+soft.save(folder / "soft.npz")
+contenders = [
+    replace(contender("soft", soft, env_names=names), source=folder / "soft.npz"),
+    contender("expert", expert.policy.net, env_names=names),
+]
 
 # What the adversary may do: move the measured state by up to the radius, at every step.
 threat = Threat.parse("observation:l2:raw", np.ones(2), names[0], env)
@@ -42,7 +49,5 @@ for policy, signs in section.health.items():
 assert all(0.999999 < line["ratio"] < 1.000001 for line in section.exact)
 
 # One page that opens without a network, the same as JSON, and the worst episodes, which replay to the last bit.
-folder = Path("attack-and-report")
-folder.mkdir(exist_ok=True)
 print(f"report: {write(folder, 'Two controllers under attack', [section], provenance(0))}")
 replay(folder / "episode-0-0.npz", None)

@@ -2,8 +2,8 @@
 
 Every restart begins at a random extreme point of a small ball, because many objectives have no gradient at d = 0; steps
 are 2.5 times radius/steps long, so that every face can be reached from every start; and the last steps jump to the
-maximiser of the linearised objective, which is a power iteration on convex quadratics. The best point of each row is
-kept.
+maximiser of the linearised objective, which is a power iteration on convex quadratics. Where the gradient is zero (a
+saturated or inactive network) a step is random. The best point of each row is kept.
 """
 
 from collections.abc import Callable
@@ -47,6 +47,9 @@ class ProjectedAscent:
                 value, gradient = objective(d)
                 wins = value > highest
                 best, highest = np.where(wins[:, None], d, best), np.where(wins, value, highest)
+                flat = (gradient == 0).all(axis=1)
+                if flat.any():  # saturated or inactive everywhere near: only chance leads out
+                    gradient = np.where(flat[:, None], context.draw(context.random.standard_normal), gradient)
                 d = self._step(context, d, gradient) if k < self.steps else ball.linear_maximiser(gradient)
         return best
 

@@ -1,6 +1,7 @@
 """A battery over every registered attack, and exact answers for linear and constant policies."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from numpy.typing import NDArray
 
 from lipctrl.attacks import ATTACKS, Context, MaximalActionDeviation
 from lipctrl.attacks.threat import Threat
+from lipctrl.certify.bracket import certify
 from lipctrl.disturb.sets import Ball
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
+from lipctrl.norms import NormPair
 from lipctrl.policy import FunctionPolicy, PlainPolicy, Policy, linear_policy
 
 INF = np.array([np.inf])
@@ -89,6 +92,44 @@ def test_mad_finds_the_best_vertex_of_a_network_and_beats_random_vertices() -> N
     assert (found >= 0.98 * vertices).all()
     random = deviation(c, ATTACKS["vertex"][0]().perturb(c))
     assert found[6:].mean() > random[6:].mean()
+
+
+def test_a_relu_network_of_two_inputs_is_between_grid_and_certificate() -> None:
+    """One hidden layer, exact by a grid: attack <= exact <= certificate, and the attack comes close."""
+    r = np.random.default_rng(7)
+    net = PlainNet.mlp([r.normal(size=(6, 2)), r.normal(size=(1, 6))], [r.normal(size=6), np.zeros(1)], "relu")
+    b = Ball("linf", np.full(4, 0.5), np.ones(2))
+    c = Context(r.normal(size=(4, 2)), PlainPolicy(net), b, 4, r)
+    found = deviation(c, MaximalActionDeviation(restarts=8).perturb(c))
+    axis = np.linspace(-0.5, 0.5, 201)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)  # with all corners
+    proved = certify(net, NormPair("linf", "l2")).upper.bound
+    for x, one in zip(c.observation, found, strict=True):
+        exact = float(np.abs(net(x + grid) - net(x)).max())
+        step = proved * (axis[1] - axis[0])
+        assert 0.95 * exact <= one <= exact + step and exact <= 0.5 * proved
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_more_restarts_never_move_the_action_less(norm: str) -> None:
+    """Restarts draw one after the other from the same generator, so that fewer are the first of more."""
+    found = []
+    for restarts in (1, 2, 4, 8):
+        c = context(network(8), norm, 0.4)
+        found.append(deviation(c, MaximalActionDeviation(restarts=restarts).perturb(c)))
+    assert (np.diff(found, axis=0) >= 0).all() and (found[-1] > found[0]).any()
+
+
+def test_units_rescaled_with_the_radius_change_nothing() -> None:
+    """Observation i in units that are c_i times smaller, network and set adapted: the same deviations."""
+    units, policy = np.array([1.0, 100.0, 1e-3]), network(9)
+    c = context(policy, "linf", 0.3)
+    first = {0: policy.net.blocks[0][0] / units}
+    scaled = PlainPolicy(replace(policy.net, blocks=(first, *policy.net.blocks[1:])))
+    b = Ball("linf", c.ball.radius, c.ball.scale * units)
+    other = Context(c.observation * units, scaled, b, 6, np.random.default_rng(0))
+    d, e = (MaximalActionDeviation().perturb(one) for one in (c, other))
+    assert np.allclose(e / units, d, atol=1e-9) and np.allclose(deviation(c, d), deviation(other, e), atol=1e-9)
 
 
 def test_saturated_policies_can_still_be_attacked() -> None:

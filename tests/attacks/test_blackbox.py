@@ -73,11 +73,12 @@ def test_steps_that_differences_do_not_see_are_found() -> None:
     r = np.random.default_rng(2)
     ball = Ball("linf", np.full(20, 0.3), np.ones(3))
     x = r.normal(size=(20, 3))
-    c, other = (Context(x, policy, ball, 20, np.random.default_rng(0)) for _ in range(2))
-    seen, blind = deviation(c, Spsa(probe=0.5).perturb(c)), deviation(other, MaximalActionDeviation().perturb(other))
+    c = Context(x, policy, ball, 20, np.random.default_rng(0))
+    assert not c.jacobian(x).any()
+    seen = deviation(c, Spsa(probe=0.5).perturb(c))
     levels = np.round(4 * (x[:, 0] + np.array([[0.3], [-0.3]]))) / 4
     exact = np.abs(levels - np.round(4 * x[:, 0]) / 4).max(0)
-    assert np.all(seen <= exact) and np.mean(seen == exact) > 0.9 and np.mean(blind == exact) < 0.9
+    assert np.all(seen <= exact) and np.mean(seen == exact) > 0.9
 
 
 def test_an_onnx_file_is_attacked_like_its_network(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Less effort and confinement: what is left of an attack is what was asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,14 @@ def test_a_confined_attack_moves_one_component_to_its_end(i: int, norm: str) -> 
     d = Confined(MaximalActionDeviation(), np.arange(3) == i, 0, 9).perturb(now)
     assert np.allclose(np.abs(d[:, i]), 0.1 * now.ball.scale[i], rtol=1e-6)
     assert (d[:, np.arange(3) != i] == 0).all() and now.cost.evaluations > 0
+
+
+@pytest.mark.parametrize("name", ["uniform", "vertex", "constant", "mad", "spsa"])
+def test_a_component_that_the_policy_ignores_is_harmless(name: str) -> None:
+    deaf = PlainPolicy(PlainNet(({0: np.array([[1.0, 0.0, 3.0]])},), (np.zeros(1),), ()))
+    now = replace(context(), policy=deaf)
+    d = Confined(ATTACKS[name][0](), np.arange(3) == 1, 0, 9).perturb(now)
+    assert np.array_equal(deaf.predict(now.observation + d)[0], deaf.predict(now.observation)[0])
 
 
 def test_a_confined_attack_acts_in_its_time_only() -> None:
