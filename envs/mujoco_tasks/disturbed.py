@@ -2,8 +2,8 @@
 
 It is what closed loops of evaluations run on (the `Stepper` of `lipctrl.evaluation.stepping`): one call per control
 step for all rows. What the wrapper does in one environment is done here for a batch, in the same order: at a reset the
-model is rebuilt, then the task resets, then the start state is displaced; at a step the action is delayed, then offset;
-forces act; what is seen is delayed.
+model is rebuilt, then the task resets, then the start state is displaced; at a step the action is held or not, delayed,
+then offset; forces act; what is seen is delayed.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from lipctrl.disturb.channel import (
     ActuatorGain,
     AnyChannel,
     Damping,
+    Deadline,
     Friction,
     GeneralisedForce,
     InitialState,
@@ -35,7 +36,7 @@ from .batched import BatchedTask
 from .formulas import Array, Flags
 
 MODEL = (ActuatorGain, Damping, Friction, Mass)
-KNOWN = (*MODEL, ActionOffset, ActuatorDelay, GeneralisedForce, InitialState, SensorDelay, Wrench)
+KNOWN = (*MODEL, ActionOffset, ActuatorDelay, Deadline, GeneralisedForce, InitialState, SensorDelay, Wrench)
 Sized = tuple[AnyChannel, int]
 
 
@@ -62,6 +63,7 @@ class DisturbedTask:
         self._output = np.zeros(0)
         self._seen: list[Array] = []
         self._sent: list[NDArray[Any]] = []
+        self._held: NDArray[Any] = np.zeros(0)
         self._late = {SensorDelay: np.zeros(batch, np.int64), ActuatorDelay: np.zeros(batch, np.int64)}
 
     def start(self, seeds: Sequence[int], values: Array | None) -> Array:
@@ -75,7 +77,7 @@ class DisturbedTask:
             for kind, late in self._late.items():
                 if isinstance(channel, kind):
                     late[:] = given[channel.name][:, 0]
-        self._output, self._seen, self._sent = x, [x.copy()], []
+        self._output, self._seen, self._sent, self._held = x, [x.copy()], [], np.zeros(0)
         return x.copy()
 
     def step(self, actions: Array, values: Array | None, running: Flags) -> tuple[Array, Array, Flags, Flags]:
@@ -128,6 +130,12 @@ class DisturbedTask:
         """Delayed, then offset inside the limits, in the precision of the action space."""
         space = self._task.action_space
         command = actions.astype(space.dtype)
+        if len(self._held) and values is not None:
+            for channel, _ in self._channels:
+                if isinstance(channel, Deadline):
+                    missed = self._split(values, len(values), once=False)[channel.name] > 0
+                    command = np.where(missed, self._held, command)
+        self._held = command
         kinds = {type(channel) for channel, _ in self._channels}
         if ActuatorDelay in kinds:
             self._sent.append(command)

@@ -13,6 +13,7 @@ from lipctrl.disturb.channel import (
     ActuatorGain,
     AnyChannel,
     Damping,
+    Deadline,
     Friction,
     GeneralisedForce,
     InitialState,
@@ -112,7 +113,7 @@ def _model(env: Env, *channels: ActuatorGain | Friction | Damping | Mass) -> Pla
     return Place(found, tuple(f"factor of {channel.name} {i} [-]" for channel, size in found for i in range(size)))
 
 
-def _delay(channel: SensorDelay | ActuatorDelay, env: Env) -> Place:
+def _delay(channel: SensorDelay | ActuatorDelay | Deadline, env: Env) -> Place:
     channel.size(env)
     return _place(channel, (f"{channel.name.replace('_', ' ')} [control steps]",))
 
@@ -186,6 +187,13 @@ CHANNELS: dict[str, Kind] = {
     ),
     "delay": Kind("episode", ("steps",), "delays the observation", lambda e, w: _delay(SensorDelay(), e)),
     "actuator_delay": Kind("episode", ("steps",), "delays the action", lambda e, w: _delay(ActuatorDelay(), e)),
+    "deadline": Kind(
+        "step",
+        ("steps",),
+        "makes the controller late (1: the action before is held) by",
+        lambda e, w: _delay(Deadline(), e),
+        "observation and plant are not touched",
+    ),
     "initial_state": Kind("episode", ("raw",), "moves the start state", _initial_state),
 }
 """Kind of channel by the name that a threat calls it."""

@@ -287,6 +287,21 @@ class ActuatorDelay(Channel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Deadline(Channel):
+    """Whether the controller misses its deadline at a step, so that the action before it is held: 0 or more, 1 whole
+    number. The first action of an episode is never late: there is none before it."""
+
+    name: str = "deadline"
+    smallest: ClassVar[float] = 0.0
+    whole: ClassVar[bool] = True
+
+    def size(self, env: Env) -> int:
+        """One."""
+        _entries(env.action_space, self.name, "action")
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class InitialState(Channel):
     """Displacement of the start state.
 
@@ -305,7 +320,9 @@ class InitialState(Channel):
 
 ForceChannel = Wrench | GeneralisedForce
 ModelChannel = ActuatorGain | Friction | Damping | Mass
-SignalChannel = SensorNoise | SensorBias | SensorDelay | ActionOffset | ActuatorDelay | InitialState | PlantDisturbance
+SignalChannel = (
+    SensorNoise | SensorBias | SensorDelay | ActionOffset | ActuatorDelay | Deadline | InitialState | PlantDisturbance
+)
 AnyChannel = ForceChannel | ModelChannel | SignalChannel
 
 

@@ -1,9 +1,9 @@
 """DisturbanceWrapper: puts channels around an environment, in one fixed order, and logs what was applied.
 
 At a reset: the model is rebuilt from the nominal one (mass, gain, friction, damping), the environment resets, the start
-state is displaced, the sensors report. At a step: the action is delayed, then offset, then limited; gain, friction and
-damping are set; wrenches, generalised forces and plant disturbances act during the whole control step and are removed;
-the environment steps; the observation gets noise, then is delayed, then biased.
+state is displaced, the sensors report. At a step: the action is held or not, delayed, then offset, then limited; gain,
+friction and damping are set; wrenches, generalised forces and plant disturbances act during the whole control step and
+are removed; the environment steps; the observation gets noise, then is delayed, then biased.
 """
 
 from collections import deque
@@ -21,6 +21,7 @@ from .channel import (
     ActionOffset,
     ActuatorDelay,
     AnyChannel,
+    Deadline,
     ForceChannel,
     InitialState,
     Mass,
@@ -79,6 +80,7 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._rng: np.random.Generator | None = None
         self._seen: deque[Array] = deque()
         self._commanded: deque[Array] = deque()
+        self._held: Array | None = None
 
     def _size_of(self, channel: AnyChannel) -> int | None:
         if isinstance(channel, ForceChannel | ModelChannel):
@@ -119,6 +121,7 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
                 observation, info = self._displace(channel.name, self._now[channel.name], options or {}, info)
         self._seen.clear()
         self._commanded.clear()
+        self._held = None
         return self._sense(observation), info | {"disturbance": self._log()}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -164,7 +167,11 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._task.data.qfrc_applied[:] = 0
 
     def _command(self, action: Any) -> Any:
-        """Delay, then offset inside the limits. An action without disturbance passes as it came."""
+        """Hold, delay, then offset inside the limits. An action without disturbance passes as it came."""
+        for channel in self._of(Deadline):
+            if self._held is not None and self._now[channel.name][0] > 0:
+                action = self._held
+            self._held = np.array(action)
         for channel in self._of(ActuatorDelay):
             action = _delayed(self._commanded, np.array(action), int(self._now[channel.name][0]))
         for channel in self._of(ActionOffset):

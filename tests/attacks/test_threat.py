@@ -41,6 +41,7 @@ LINES = {
     "parameters": (PENDULUM, 5, ("gain, friction, damping and mass together", "largest component")),
     "delay": (LINEAR, 1, ("delays the observation by at most the radius, in control steps",)),
     "actuator_delay": (LINEAR, 1, ("delays the action",)),
+    "deadline": (LINEAR, 1, ("makes the controller late",)),
     "initial_state:linf:raw": (LINEAR, 2, ("moves the start state", "largest component", "raw units")),
 }
 

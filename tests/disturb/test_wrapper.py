@@ -15,6 +15,7 @@ from lipctrl.disturb.channel import (
     ActuatorGain,
     AnyChannel,
     Damping,
+    Deadline,
     Friction,
     GeneralisedForce,
     InitialState,
@@ -130,6 +131,7 @@ def everything(env: gymnasium.Env[Any, Any]) -> list[AnyChannel]:
         SensorDelay(),
         ActionOffset(),
         ActuatorDelay(),
+        Deadline(),
         InitialState(),
     ]
 
@@ -204,6 +206,24 @@ def test_actuator_delay_shifts_an_integrator_by_exactly_k_samples(samples: int) 
     np.testing.assert_array_equal(moved[samples:], true[: 31 - samples])
 
 
+def test_a_missed_deadline_holds_the_action_before() -> None:
+    plain, late = Integrator(), DisturbanceWrapper(Integrator(), [Deadline()])
+    actions = draws(plain, 12)
+    missed = np.random.default_rng(5).random(12) < 0.5
+    missed[:3] = [True, True, False]  # the first action of an episode has nothing to hold but itself
+    applied = actions.copy()
+    for t in range(1, 12):
+        applied[t] = applied[t - 1] if missed[t] else actions[t]
+    for _ in range(2):  # what was held is forgotten at a reset
+        true = [plain.reset(seed=3)[0], *[plain.step(action)[0] for action in applied]]
+        found = [late.reset(seed=3)[0]]
+        for action, miss in zip(actions, missed, strict=True):
+            late.apply("deadline", float(miss))
+            found.append(late.step(action)[0])
+        np.testing.assert_array_equal(found, true)
+        assert late.step(actions[0])[0] != found[-1]
+
+
 def test_delays_are_forgotten_at_a_reset() -> None:
     env = DisturbanceWrapper(Integrator(), [SensorDelay(value=2.0), ActuatorDelay(value=2.0)])
     actions = draws(env, 6)
@@ -237,6 +257,7 @@ def test_equal_seeds_give_equal_bytes_and_every_channel_has_an_effect(task: str)
         "sensor_delay": 1,
         "action_offset": np.full(model.nu, 0.02),
         "actuator_delay": 1,
+        "deadline": 1,
         "initial_state": moved,
     }
     actions = draws(env, 4)

@@ -19,7 +19,12 @@ from lipctrl.nn.plain import PlainNet
 from lipctrl.policy import PlainPolicy
 
 Array = NDArray[np.float64]
-RADII = {"delay": (0.0, 2.0), "actuator_delay": (0.0, 2.0), "wrench@torso:l2:raw": (0.0, 30.0)}
+RADII = {
+    "delay": (0.0, 2.0),
+    "actuator_delay": (0.0, 2.0),
+    "deadline": (0.0, 1.0),
+    "wrench@torso:l2:raw": (0.0, 30.0),
+}
 
 
 def policy_for(env: gymnasium.Env) -> PlainPolicy:  # type: ignore[type-arg]
@@ -68,7 +73,16 @@ def test_attacks_on_the_observation(attack: str) -> None:
 @pytest.mark.parametrize(
     "line",
     ["action:linf:raw", "force:linf:raw", "force@rooty:l2:raw:rate=0.2", "wrench@torso:l2:raw", "gain", "friction"]
-    + ["damping", "mass", "mass@torso", "parameters", "delay", "actuator_delay", "initial_state:linf:raw"],
+    + [
+        "damping",
+        "mass",
+        "mass@torso",
+        "parameters",
+        "delay",
+        "actuator_delay",
+        "deadline",
+        "initial_state:linf:raw",
+    ],
 )
 def test_every_channel(line: str) -> None:
     plain, batched, threat = both("Hopper-v5", line)
