@@ -58,6 +58,7 @@ REGULARISERS = {
     "dragan": RewardSettings(points="dragan"),
     "nagard": RewardSettings(points="nagard"),
     "certified": RewardSettings(regulariser="certified"),
+    "certified-narrow": RewardSettings(regulariser="certified", hidden=(32, 32)),
     "dropout": replace(NONE, dropout=0.5),
     "weight-decay": replace(NONE, weight_decay=10.0),
 }
@@ -78,6 +79,8 @@ CELLS = (
             RewardSettings(form=form, absorbing=absorbing),  # type: ignore[arg-type]
             env="InvertedDoublePendulum-v5",
             expert="lqr",
+            imitation=FEW,
+            every=5_000,
         )
         for form in ("softplus", "log-d")
         for absorbing in (False, True)

@@ -28,7 +28,7 @@ from lipctrl.certify.stability import (
     quadratic_lyapunov,
     tube,
 )
-from lipctrl.cli.experts import Env, lqr_expert
+from lipctrl.cli.experts import OBSERVED, Env, lqr_expert
 from lipctrl.envs.base import PlantEnv
 from lipctrl.envs.pendulum import GRAVITY
 from lipctrl.files import UserError
@@ -76,6 +76,8 @@ def loop_of(env: Env) -> Loop:
     low, high = (np.asarray(x, np.float64) for x in (env.action_space.low, env.action_space.high))  # type: ignore[attr-defined]  # a Box
     solution = expert.solution
     unlimited = np.full(solution.A_cl.shape[0], np.inf)
+    if env.spec is not None and env.spec.id in OBSERVED:
+        raise UserError(f"a closed-loop table needs observations that are the state; {env.spec.id} has others")
     if not isinstance(inner, PlantEnv):
         from lipctrl.envs.mujoco_tasks.linearise import linearise
 

@@ -29,6 +29,11 @@ NAMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # State and input weights of LQR experts for tasks that do not declare a quadratic cost.
 WEIGHTS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "InvertedPendulum-v5": ((1.0, 10.0, 0.1, 0.1), (1.0,)),
+    "InvertedDoublePendulum-v5": ((1.0, 10.0, 10.0, 0.1, 0.1, 0.1), (1.0,)),
+}
+# Where the observation is not the state: the entry that stands for each state near the equilibrium, out of how many.
+OBSERVED: Mapping[str, tuple[tuple[int, ...], int]] = {
+    "InvertedDoublePendulum-v5": ((0, 1, 2, 5, 6, 7), 9),  # sines for angles
 }
 
 
@@ -137,7 +142,12 @@ def lqr_expert(env: Env) -> Expert:
     else:
         raise UserError(f"no LQR expert for {env.spec.id}: it declares neither a quadratic cost nor weights")
     solution = lqr(a, b, *weights)
-    policy = linear_policy(solution.K, space.low.astype(np.float64), space.high.astype(np.float64))
+    gain = solution.K
+    if env.spec.id in OBSERVED:
+        entries, size = OBSERVED[env.spec.id]
+        gain = np.zeros((len(gain), size))
+        gain[:, list(entries)] = solution.K
+    policy = linear_policy(gain, space.low.astype(np.float64), space.high.astype(np.float64))
     gains = ", ".join(f"{k:.5g}" for k in solution.K.ravel())
     exact = isinstance(inner, PlantEnv) and is_linear(inner.plant)
     return Expert(policy, f"LQR from {source}, K = ({gains})", solution, exact)

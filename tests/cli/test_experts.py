@@ -4,6 +4,8 @@ import gymnasium
 import numpy as np
 import pytest
 
+from lipctrl.cli.closed_loop import loop_of
+from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.envs.mujoco_tasks.linearise import linearise
 from lipctrl.files import UserError
@@ -48,6 +50,23 @@ def test_pendulum_expert_balances_a_whole_episode() -> None:
         x, _, end, cut, _ = env.step(expert.policy.predict(x)[0].astype(np.float32))
         steps, done = steps + 1, end or cut
     assert steps == 1000 and not end and np.abs(expert.solution.eigenvalues).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kind", "least"), [("InvertedDoublePendulum-v5", "lqr", 9300), ("Pendulum-v1", "swing-up", -420)]
+)
+def test_experts_of_gymnasium_tasks_do_them(env_id: str, kind: str, least: float) -> None:
+    """The double pendulum to its last step, where 10 a step are paid; the pendulum from wherever it starts."""
+    settings = CollectSettings(env=env_id, expert=kind, episodes=3, dither=0.0)
+    demos = collect_demonstrations(settings)
+    assert demos.returns.min() > least and not demos.terminations.any()
+
+
+def test_experts_of_other_tasks_are_refused() -> None:
+    with pytest.raises(UserError, match="swing-up is one of Pendulum-v1, found InvertedPendulum-v5"):
+        collect_demonstrations(CollectSettings(env="InvertedPendulum-v5", expert="swing-up"))
+    with pytest.raises(UserError, match="observations that are the state"):
+        loop_of(make_env("InvertedDoublePendulum-v5"))
 
 
 def test_names_and_unknown_environments() -> None:
