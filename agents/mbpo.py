@@ -172,7 +172,10 @@ class MBPO(SAC):
     def _diagnose(self) -> dict[str, float]:
         """Diagnostics on the real transitions since the last fit, which the model has not seen."""
         with self.clock("diagnostics"):
-            return self.diagnostics.measure(self, newest=self.rollouts.refit_every)
+            row = self.diagnostics.measure(self, newest=self.rollouts.refit_every)
+            if self.smoothness.spectral != "none" and self.memory.beta.isfinite():
+                row["critic/beta"] = float(self.memory.beta)
+            return row
 
     def _refit(self, row: dict[str, float]) -> None:
         with self.clock("model"):

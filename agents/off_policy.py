@@ -67,6 +67,9 @@ class SacSettings:
     """Deterministic episodes of an evaluation."""
     compiled: bool | None = None
     """Compile the update (20 seconds once, then faster); null: where a C++ compiler is found and it pays."""
+    products: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the update's matrix products; bfloat16 is faster on some processors, see docs/algorithms/sac.md.
+    Bounded networks and certificates do not use it."""
     threads: int = 1
     """Threads that step the environments of several seeds; the result does not depend on their number."""
     device: str = "cpu"
@@ -144,6 +147,7 @@ def _agent(settings: SacSettings, env: gymnasium.Env[Any, Any], seed: int) -> SA
         "target_entropy": "auto" if settings.target_entropy is None else settings.target_entropy,
         "smoothness": settings.smoothness,
         "compiled": compiles(settings),
+        "products": settings.products,
     }
     vector = DummyVecEnv([lambda: Monitor(env)])
     policy = "MlpPolicy" if settings.lip is None else "LipschitzMlpPolicy"

@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import stable_baselines3
@@ -75,15 +75,16 @@ class _Actor(nn.Module):
 
 
 class StackedActors:
-    """SB3's actors, ordinary or Lipschitz, as one function; see `Stacked`.
+    """SB3's actors, ordinary or Lipschitz, as one function.
 
     Args:
-        actors: of equal structure.
+        actors: of equal structure. reduced: see `Stacked`.
     """
 
-    def __init__(self, actors: Sequence[Any]) -> None:
+    def __init__(self, actors: Sequence[Any], *, reduced: bool = False) -> None:
         self._bounded = isinstance(actors[0], LipschitzSacActor)  # its mean is a network of its own
-        self._parts = [Stacked([getattr(a, name) for a in actors]) for name in ("latent_pi", "mu", "log_std")]
+        names = ("latent_pi", "mu", "log_std")
+        self._parts = [Stacked([getattr(a, name) for a in actors], reduced=reduced) for name in names]
         self.leaves = [leaf for part in self._parts for leaf in part.leaves]
 
     def __call__(self, leaves: Sequence[Tensor], states: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,6 +105,8 @@ class SAC(stable_baselines3.SAC):
         policy, env, others: as in Stable-Baselines3.
         smoothness: regularisation of the critics.
         compiled: compile the update (10 to 20 seconds once; needs a C++ compiler or a CUDA device).
+        products: precision of the update's matrix products; bfloat16 is faster where the processor has it, and leaves
+            bounded networks, and all that is proved or measured of a network, in full precision.
 
     Attributes:
         learner: with the agent's update, of which it may be one of several agents. memory: its part of that state.
@@ -119,10 +122,17 @@ class SAC(stable_baselines3.SAC):
     memory: Memory
 
     def __init__(
-        self, policy: Any, env: Any, *, smoothness: Smoothness | None = None, compiled: bool = False, **others: Any
+        self,
+        policy: Any,
+        env: Any,
+        *,
+        smoothness: Smoothness | None = None,
+        compiled: bool = False,
+        products: Literal["float32", "bfloat16"] = "float32",
+        **others: Any,
     ) -> None:
         self.smoothness = smoothness if smoothness is not None else Smoothness()
-        self.compiled = compiled
+        self.compiled, self.products = compiled, products
         self.seconds = {phase: 0.0 for phase in PHASES}
         self._deviation: Tensor | None = None
         self._measured = 0
@@ -361,7 +371,7 @@ class Learner:
     def _shared(self, agent: SAC) -> tuple[Any, ...]:
         """What agents must have in common."""
         of_update = (agent.gamma, agent.tau, agent.target_entropy, agent.smoothness)
-        return (*of_update, agent.device, agent.compiled, str(agent.policy))
+        return (*of_update, agent.device, agent.compiled, agent.products, str(agent.policy))
 
     def _build(self) -> None:
         """Stack what the agents learn."""
@@ -393,10 +403,10 @@ class Learner:
 def soft_update(agents: Sequence[SAC]) -> Update:
     """The update of agents of one shape; their parameters become slices of its own."""
     first, device, count = agents[0], agents[0].device, len(agents)
-    critics = Stacked([net for agent in agents for net in agent.critic.q_networks])
-    targets = Stacked([net for agent in agents for net in agent.critic_target.q_networks])
-    actors = StackedActors([agent.actor for agent in agents])
-    smooth = first.smoothness
+    smooth, reduced = first.smoothness, first.products == "bfloat16"
+    critics = Stacked([net for agent in agents for net in agent.critic.q_networks], reduced=reduced)
+    targets = Stacked([net for agent in agents for net in agent.critic_target.q_networks], reduced=reduced)
+    actors = StackedActors([agent.actor for agent in agents], reduced=reduced)
     constrained = _constrained(critics, smooth)
     matrices = [critics.leaves[k] for k in constrained]
     tuned = first.ent_coef_optimizer is not None

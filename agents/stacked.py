@@ -21,14 +21,16 @@ class Stacked:
 
     Args:
         modules: of equal structure; the parameters of each become slices of `leaves`. Buffers are the first one's.
+        reduced: multiply the matrices of ordinary layers in bfloat16, 8 bits of precision, and add up in float32;
+            parameters, gradients of parameters and everything else stay float32, and so do bounded networks whole.
 
     Attributes:
         names: of the parameters, in the order of `leaves`.
         leaves: one tensor (modules, ...) per parameter.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.count, self.leaves = len(modules), list[Tensor]()
+    def __init__(self, modules: Sequence[nn.Module], *, reduced: bool = False) -> None:
+        self.count, self.leaves, self.reduced = len(modules), list[Tensor](), reduced
         self._parts = _sequence(modules[0])
         self._structure = copy.deepcopy(modules[0]).train()  # in training nothing is cached
         self.names = [name for name, leaf in modules[0].named_parameters() if leaf.requires_grad]
@@ -48,17 +50,18 @@ class Stacked:
         """
         if self._parts is None:
             return vmap(self._one)(tuple(leaves), x)
-        h, rest = x, iter(leaves)
+        h, rest = x.transpose(1, 2), iter(leaves)  # (modules, features, batch): gradients come in the weights' order
         for part in self._parts:
             if isinstance(part, nn.Linear):
                 weight, bias = next(rest), next(rest)
-                h = torch.baddbmm(bias[:, None], h, weight.transpose(1, 2))
+                h = _product(weight, h, bias[..., None], reduced=self.reduced)
             elif isinstance(part, nn.LayerNorm):
                 scale, shift = next(rest), next(rest)
-                h = functional.layer_norm(h, h.shape[-1:], eps=part.eps) * scale[:, None] + shift[:, None]
+                normal = functional.layer_norm(h.transpose(1, 2), h.shape[1:2], eps=part.eps).transpose(1, 2)
+                h = normal * scale[..., None] + shift[..., None]
             else:
                 h = part(h)
-        return h
+        return h.transpose(1, 2)
 
     def _one(self, parameters: Sequence[Tensor], x: Tensor) -> Any:
         return functional_call(self._structure, dict(zip(self.names, parameters, strict=True)), (x,))
@@ -67,6 +70,13 @@ class Stacked:
         """Which of `leaves` are the matrices of linear layers, from the input to the output."""
         linear = {f"{name}.weight" for name, part in self._structure.named_modules() if isinstance(part, nn.Linear)}
         return [k for k, name in enumerate(self.names) if name in linear]
+
+
+def _product(weight: Tensor, h: Tensor, bias: Tensor, *, reduced: bool) -> Tensor:
+    """weight h + bias for stacks of matrices (modules, out, in), (modules, in, batch) and (modules, out, 1)."""
+    if not reduced:
+        return torch.baddbmm(bias, weight, h)
+    return torch.bmm(weight.bfloat16(), h.bfloat16()).float() + bias
 
 
 def _sequence(module: nn.Module) -> list[nn.Module] | None:

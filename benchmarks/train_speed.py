@@ -5,12 +5,15 @@
 
 writes benchmarks/results/train_speed-<device>.json: updates per second of all agents together (median over blocks, the
 variants taken in turn) at Hopper's sizes (11 observations, 3 actions, batch 256), the share of the arithmetic limit,
-the model's gradient steps and sampled rows per second, and the phases of a short run on Hopper.
+the model's gradient steps and sampled rows per second, and the phases of short runs on Hopper: one model, with robust
+regularisation, an ensemble. On a CPU seconds are those of the process, which other processes disturb less than the
+clock on the wall.
 """
 
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +31,34 @@ from lipctrl.files import write_text
 from lipctrl.models.dynamics import Dynamics, DynamicsSettings
 from lipctrl.runs import package_versions
 
-BLOCKS, BATCH, ROWS = 9, 256, 5000
+BLOCKS, BATCH, ROWS = 7, 256, 5000
+FGSM = Smoothness(perturbation="fgsm")
 SMOOTH = {
     "LayerNorm": Smoothness(layer_norm=True),
     "spectral hard": Smoothness(spectral="hard"),
     "uniform": Smoothness(perturbation="uniform"),
-    "FGSM": Smoothness(perturbation="fgsm"),
+    "FGSM": FGSM,
     "PGD-3": Smoothness(perturbation="pgd"),
+}
+SINGLE = DynamicsSettings(width=100, depth=3, cap=500)
+RUNS = {
+    "one model": (SINGLE, Smoothness()),
+    "one model, FGSM": (SINGLE, FGSM),
+    "ensemble of 7": (replace(SINGLE, members=7, elites=5), Smoothness()),
 }
 RESULTS = Path(__file__).parent / "results"
 
 
-def agent(width: int, device: str, smoothness: Smoothness | None, *, compiled: bool, seed: int = 0) -> Any:
+def agent(
+    width: int, device: str, smoothness: Smoothness | None, *, compiled: bool, seed: int = 0, **others: Any
+) -> Any:
     """SB3's agent (None) or ours, with a replay buffer of random transitions."""
     shape: dict[str, Any] = {"net_arch": [width, width]}
     common: dict[str, Any] = {"policy_kwargs": shape, "seed": seed, "device": device, "buffer_size": ROWS}
     if smoothness is None:
         model = stable_baselines3.SAC("MlpPolicy", "Hopper-v5", **common)
     else:
-        model = SAC("MlpPolicy", "Hopper-v5", smoothness=smoothness, compiled=compiled, **common)
+        model = SAC("MlpPolicy", "Hopper-v5", smoothness=smoothness, compiled=compiled, **common, **others)
     rng, memory = np.random.default_rng(0), model.replay_buffer
     assert memory is not None
     for _ in range(ROWS):
@@ -64,10 +76,12 @@ def agents(count: int, *arguments: Any, **others: Any) -> list[SAC]:
     return made
 
 
-def wait(device: str) -> None:
-    """Until a GPU has done what was asked of it."""
-    if device != "cpu":
-        torch.cuda.synchronize()
+def now(device: str) -> float:
+    """Seconds of this process on a CPU; on a GPU of the clock, when it has done what was asked of it."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def updates(width: int, device: str, many: int) -> dict[str, dict[str, float]]:
@@ -79,18 +93,20 @@ def updates(width: int, device: str, many: int) -> dict[str, dict[str, float]]:
     }
     groups |= {f"ours, {name}": agents(1, width, device, smooth, compiled=True) for name, smooth in SMOOTH.items()}
     groups[f"ours, {many} agents"] = agents(many, width, device, Smoothness(), compiled=True)
+    for count in (1, many):
+        name = "ours, bfloat16" if count == 1 else f"ours, {count} agents, bfloat16"
+        groups[name] = agents(count, width, device, Smoothness(), compiled=True, products="bfloat16")
     steps, found = 40 if width > 100 else 100, {name: list[float]() for name in groups}
     for block in range(BLOCKS + 2):
         for name, models in groups.items():
             count = max(5, steps // len(models))
-            start = time.perf_counter()
+            start = now(device)
             if name == "Stable-Baselines3":
                 models[0].train(count, BATCH)
             else:
                 train_together(models, count, BATCH)
-            wait(device)
             if block > 1:
-                found[name].append(count * len(models) / (time.perf_counter() - start))
+                found[name].append(count * len(models) / (now(device) - start))
     own, limit = np.array(found["Stable-Baselines3"]), arithmetic_limit(width, device)
     return {
         name: {
@@ -111,12 +127,10 @@ def arithmetic_limit(width: int, device: str) -> float:
     a = torch.randn(1024, 1024, device=device)
     for _ in range(3):
         a @ a
-    wait(device)
-    start = time.perf_counter()
+    start = now(device)
     for _ in range(10):
         a @ a
-    wait(device)
-    speed = 10 * 2 * 1024**3 / (time.perf_counter() - start)
+    speed = 10 * 2 * 1024**3 / (now(device) - start)
     actor, critics = 11 * width + width**2 + width * 6, 2 * (14 * width + width**2 + width)
     return speed / (2 * BATCH * ((1 + 3) * actor + (1 + 3 + 2) * critics))
 
@@ -130,37 +144,37 @@ def dynamics(members: int, width: int, device: str) -> dict[str, float]:
     x, u, y = (torch.randn(ROWS, size, generator=g, device=device) for size in (11, 3, 11))
     steps, rows = [], []
     for block in range(BLOCKS + 1):
-        start = time.perf_counter()
+        start = now(device)
         done = model.fit(x, u, y[:, 0], y).steps
-        fitted = done / (time.perf_counter() - start)
-        start = time.perf_counter()
+        fitted = done / (now(device) - start)
+        start = now(device)
         model.sample(x, u, g)
-        wait(device)
         if block:
             steps.append(fitted)
-            rows.append(ROWS / (time.perf_counter() - start))
+            rows.append(ROWS / (now(device) - start))
     return {"steps_per_s": round(float(np.median(steps)), 1), "rows_per_s": round(float(np.median(rows)))}
 
 
-def phases(count: int, device: str) -> dict[str, float]:
+def phases(name: str, count: int, device: str) -> dict[str, float]:
     """Real steps per second of all agents and the share of each phase, on Hopper after compiling, 10 updates a step."""
+    dynamics, smoothness = RUNS[name]
     made: list[MBPO] = [
         MBPO(
             "MlpPolicy", "Hopper-v5", seed=seed, device=device, compiled=True, learning_starts=300, batch_size=BATCH,
-            gradient_steps=10, buffer_size=ROWS, policy_kwargs={"net_arch": [64, 64]},
-            dynamics=DynamicsSettings(width=100, depth=3, cap=500), rollouts=RolloutSettings(),
+            gradient_steps=10, buffer_size=ROWS, policy_kwargs={"net_arch": [64, 64]}, smoothness=smoothness,
+            dynamics=dynamics, rollouts=RolloutSettings(),
         )
         for seed in range(count)
     ]  # fmt: skip
     learn_together(made, 310)  # compiles
     for one in made:
         one.seconds = dict.fromkeys(one.seconds, 0.0)
-    start = time.perf_counter()
+    start = now(device)
     learn_together(made, 750, reset_num_timesteps=False)
-    wall = time.perf_counter() - start
+    spent_in_all = now(device) - start
     spent = {phase: sum(one.seconds[phase] for one in made) for phase in made[0].seconds}
     shares = {phase: round(seconds / sum(spent.values()), 3) for phase, seconds in spent.items()}
-    return {"real_steps_per_s": round(750 * count / wall, 1), **shares}
+    return {"real_steps_per_s": round(750 * count / spent_in_all, 1), **shares}
 
 
 def main() -> None:
@@ -175,7 +189,8 @@ def main() -> None:
         "batch": BATCH,
         "updates": {str(width): updates(width, device, many) for width in (64, 256)},
         "dynamics": {f"{m} x {w}": dynamics(m, w, device) for m in (1, 7) for w in (100, 200)},
-        "phases": {str(count): phases(count, device) for count in (1, many)},
+        "phases": {name: phases(name, 1, device) for name in RUNS}
+        | {f"one model, {many} agents": phases("one model", many, device)},
     }
     if device != "cpu":
         result["peak_memory_bytes"] = torch.cuda.max_memory_allocated()

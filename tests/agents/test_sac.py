@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lipctrl.agents.regularisation import Smoothness, largest_singular_values, perturb, power_iteration
 from lipctrl.agents.sac import SAC, Learner, train_together
+from lipctrl.agents.stacked import Stacked, gradients
 from lipctrl.files import UserError
 
 Any_SAC = stable_baselines3.SAC
@@ -138,6 +139,33 @@ def smooth_sac(settings: dict[str, Any], seed: int) -> SAC:
     return SAC(
         "MlpPolicy", "Pendulum-v1", seed=seed, device="cpu", policy_kwargs=shape, smoothness=Smoothness(**settings)
     )
+
+
+def test_reduced_products_are_off_by_their_rounding_and_bounded_networks_have_none() -> None:
+    """bfloat16 keeps 8 bits, a relative error of 2^-8 per rounding; a smooth network, so that no kink amplifies it."""
+    nets = [torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Tanh(), torch.nn.Linear(64, 3)) for _ in range(2)]
+    exact, rough = Stacked(nets), Stacked(nets, reduced=True)
+    x, weight = torch.randn(2, 50, 4), torch.randn(2, 50, 3)
+    found = [
+        gradients(lambda leaves, s=s: ((s(leaves, x) * weight).sum(), s(leaves, x)), s.leaves) for s in (exact, rough)
+    ]
+    for values in zip((found[0][1], *found[0][0]), (found[1][1], *found[1][0]), strict=True):
+        error = float((values[0] - values[1]).norm() / values[0].norm())
+        assert error < 0.01 and values[1].dtype == torch.float32
+    assert not torch.equal(found[0][1], found[1][1])
+    bounded = list(agent(policy="LipschitzMlpPolicy", policy_kwargs=dict(CERTIFIED)).critic.q_networks)
+    first, second = Stacked(bounded), Stacked(bounded, reduced=True)
+    assert torch.equal(first(first.leaves, x), second(second.leaves, x))
+
+
+def test_an_agent_with_reduced_products_learns_almost_the_same() -> None:
+    both = [agent(products=products) for products in ("float32", "bfloat16")]
+    start = parameters(both[0])
+    for model in both:
+        model.train(gradient_steps=50, batch_size=32)
+    exact, rough = (parameters(model) for model in both)
+    moved, apart = (torch.cat([(exact[n] - p[n]).flatten() for n in exact]).norm() for p in (start, rough))
+    assert 0 < apart < 0.2 * moved
 
 
 def test_agents_of_other_settings_are_not_trained_together() -> None:
