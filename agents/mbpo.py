@@ -6,6 +6,7 @@ real states under the policy of now; between, every real step is followed by upd
 transitions. Truncation is not termination: only the task's rule, or a learned one, ends a predicted episode.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,6 +54,8 @@ class RolloutSettings:
             raise ValueError(
                 f"schedule needs epochs 0 <= first <= last and lengths of at least 1, found {self.schedule}"
             )
+        if not math.isfinite(self.bias):
+            raise ValueError(f"bias must be finite, found {self.bias}")
         if not 0 <= self.real_share < 1:
             raise ValueError(f"real_share must be in [0, 1), found {self.real_share}")
 

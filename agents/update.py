@@ -2,8 +2,8 @@
 
 The mathematics and its order are those of `stable_baselines3.SAC.train`: temperature, critics, actor, target critics.
 Parameters, Adam's moments, power-iteration vectors and noise are arguments or tensors that are written in place, so
-that the function holds no Python state: `torch.compile` takes it whole (a CUDA graph on a GPU), and not compiled it is
-the reference that the compiled one is tested against.
+that the function holds no Python state: `torch.compile` takes it whole, and not compiled it is the reference that the
+compiled one is tested against.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,10 +70,10 @@ class Adam:
         Args:
             gradients: of each leaf. count, rate: (agents,); the leading axis of a leaf is a multiple of it.
         """
+        size, root = rate / (1 - BETAS[0] ** count), (1 - BETAS[1] ** count).sqrt()
         for leaf, gradient, first, second in zip(self.leaves, gradients, self.first, self.second, strict=True):
             first.lerp_(gradient, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-            size, root = rate / (1 - BETAS[0] ** count), (1 - BETAS[1] ** count).sqrt()
             leaf.sub_(along(leaf, size) * first / (second.sqrt() / along(leaf, root) + ADAM_EPSILON))
 
 

@@ -5,6 +5,7 @@
     OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py perturbed       # half an hour
     OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py hopper-ensemble # a single cell by name
     python benchmarks/mbpo_study.py table                             # what the finished evaluations say
+    python benchmarks/mbpo_study.py curves                            # docs/algorithms/mbpo-hopper.svg
 
 Every cell writes benchmarks/results/mbpo/<cell>.json after every evaluation: returns of ten deterministic episodes of
 each seed, the rows of diagnostics, wall time by phase. A cell that was stopped is begun anew.
@@ -28,12 +29,14 @@ from stable_baselines3.common.monitor import Monitor
 from lipctrl.agents.mbpo import MBPO, RolloutSettings
 from lipctrl.agents.regularisation import Smoothness
 from lipctrl.agents.together import learn_together
+from lipctrl.evaluation.plots import mechanism_figure
 from lipctrl.evaluation.statistics import interquartile_mean, stratified_bootstrap
 from lipctrl.files import write_text
 from lipctrl.models.dynamics import DynamicsSettings
 from lipctrl.runs import package_versions
 
 FOLDER = Path(__file__).parent / "results" / "mbpo"
+FIGURE = Path(__file__).parent.parent / "docs" / "algorithms" / "mbpo-hopper.svg"
 SEEDS, EPISODES = (0, 1, 2, 3, 4), 10
 SINGLE = DynamicsSettings(width=100, depth=3, cap=500)
 ENSEMBLE = replace(SINGLE, members=7, elites=5)
@@ -201,10 +204,23 @@ def table() -> None:
         print(f"({count} measurements)")
 
 
+def curves() -> None:
+    """Draw return and the curves of the mechanism of all Hopper cells."""
+    runs = {}
+    for path in sorted(FOLDER.glob("hopper-*.json")):
+        record = json.loads(path.read_text())
+        returns = zip(*record["returns"], strict=True)  # of each seed
+        runs[path.stem] = [
+            [{"timesteps": t, "evaluation/mean_return": r} for t, r in zip(record["steps"], own, strict=True)] + rows
+            for own, rows in zip(returns, record["history"], strict=True)
+        ]
+    write_text(FIGURE, mechanism_figure(runs))
+
+
 def main() -> None:
-    """Run the cells whose names begin with an argument, or print the table."""
-    if sys.argv[1:] == ["table"]:
-        table()
+    """Run the cells whose names begin with an argument, or say what the finished ones showed."""
+    if sys.argv[1:] in (["table"], ["curves"]):
+        table() if sys.argv[1] == "table" else curves()
         return
     torch.set_num_threads(1)
     for prefix in sys.argv[1:]:

@@ -3,8 +3,8 @@
 With one seed policy.npz, model.zip and metrics.csv lie in the run folder, with several in a folder seed-<k> for each.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def complete(history: Sequence[dict[str, float]]) -> list[dict[str, float]]:
 def start(settings: Any, name: str) -> None:
     """Train from the beginning in a new run folder, or go on with the one that the settings name."""
     if settings.resume is not None:
-        _resume(type(settings), Path(settings.resume), name)
+        _resume(settings, name)
         return
     agents = _agents(settings)
     run = Run.create(settings.out, f"{name}-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
@@ -128,12 +128,14 @@ def _agents(settings: SacSettings) -> list[SAC]:
     return build(settings, [make_env(settings.env) for _ in range(settings.seeds)])
 
 
-def _resume(kind: Callable[[], Any], path: Path, name: str) -> None:
+def _resume(asked: Any, name: str) -> None:
+    path = Path(asked.resume)
     run = Run.open(path)
     if run.record.get("status") == "finished":
         raise UserError(f"run {path} is finished; there is nothing to resume")
     data, source = read_config(str(run.checked("settings.yaml")), name)
-    settings = updated(kind(), data, source)
+    settings = updated(type(asked)(), data, source)
+    refuse_others(replace(asked, resume=None), settings)
     if not (path / "checkpoint.pt").is_file():
         raise UserError(f"run {path} was stopped before its first checkpoint; start it anew")
     training = Training(settings, run, _agents(settings))
@@ -143,6 +145,30 @@ def _resume(kind: Callable[[], Any], path: Path, name: str) -> None:
         metrics = training.folder(k) / "metrics.csv"
         rows += [row for row in (read_metrics(metrics) if metrics.exists() else []) if row["timesteps"] <= steps]
     _finish(training, name)
+
+
+def refuse_others(asked: Any, used: Any) -> None:
+    """What a command line asks for besides `--resume` must be what the run was started with.
+
+    Raises:
+        UserError: a setting that is neither its default nor the run's.
+    """
+    default, asked, used = (_flat(settings) for settings in (type(asked)(), asked, used))
+    for name, value in asked.items():
+        if value not in (default[name], used[name]):
+            raise UserError(
+                f"the run was started with {name} {used[name]} and goes on with it, but {value} is asked for: "
+                "leave it out, or start a new run"
+            )
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its name on the command line."""
+    found: dict[str, Any] = {}
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        found |= _flat(value, f"{one.name}.") if is_dataclass(value) else {prefix + one.name: value}
+    return found
 
 
 def _finish(training: Training, name: str) -> None:

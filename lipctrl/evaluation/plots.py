@@ -10,6 +10,7 @@ matplotlib.use("svg")
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from lipctrl.evaluation.rollout import Trace
@@ -222,7 +223,7 @@ MECHANISM = {
 
 
 def mechanism_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> str:
-    """Return and the four curves of Zheng et al. 2023 over the real steps: mean over seeds, range as a band.
+    """Return and the four curves of Zheng et al. 2023 over the real steps: median over seeds, range as a band.
 
     Args:
         runs: by name, of every seed the rows of metrics and diagnostics, each with its "timesteps".
@@ -230,18 +231,24 @@ def mechanism_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
     figure = Figure(figsize=(9.6, 5.6))
     grid = figure.subplots(2, 3).ravel()
     for k, (name, seeds) in enumerate(runs.items()):
-        for axes, (key, label) in zip(grid, MECHANISM.items(), strict=False):
+        for axes, (key, title) in zip(grid, MECHANISM.items(), strict=False):
             known = [[row for row in rows if np.isfinite(row.get(key, np.nan))] for rows in seeds]
             curves = [{row["timesteps"]: row[key] for row in rows} for rows in known]
             steps = sorted(set.intersection(*[set(curve) for curve in curves]))
             values = np.array([[curve[step] for step in steps] for curve in curves])
-            axes.plot(steps, values.mean(0), color=f"C{k}", label=f"{name} ({len(seeds)} seeds)")
+            label = f"{name} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})"
+            axes.plot(steps, np.median(values, 0), color=f"C{k}", label=label)
             axes.fill_between(steps, values.min(0), values.max(0), color=f"C{k}", alpha=0.15)
-            axes.set_title(label, fontsize=8)
+            axes.set_title(title, fontsize=8)
+    for axes in (grid[1], grid[4]):  # errors: a few seeds are ten times worse for a while
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     for axes in grid[:5]:
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=7)
-    grid[1].set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     for axes in grid[2:5]:
         axes.set_xlabel("real steps", fontsize=8)
     grid[5].axis("off")

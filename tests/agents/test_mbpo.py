@@ -202,6 +202,8 @@ def test_bad_input() -> None:
         agent(Drift(broken_at=30), rollouts=RolloutSettings(termination="never")).learn(100)
     with pytest.raises(ValueError, match="schedule"):
         RolloutSettings(schedule=(5, 2, 1, 1))
+    with pytest.raises(ValueError, match="bias must be finite"):
+        RolloutSettings(bias=float("nan"))
 
 
 @pytest.mark.parametrize("seed", range(20))

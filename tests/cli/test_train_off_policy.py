@@ -1,14 +1,21 @@
 """`lipctrl train sac`, `train mbpo` and `plot`: run folders, reproducibility, exact resume, bad input."""
 
 import json
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 
 import lipctrl.cli.off_policy
+from lipctrl.agents.checkpoint import load_agents
+from lipctrl.agents.sac import SAC
 from lipctrl.nn.plain import PlainNet
 from lipctrl.runs import read_metrics
 
@@ -88,7 +95,22 @@ def test_a_run_whose_settings_were_changed_is_not_resumed(tmp_path: Path, run: R
     settings = (tmp_path / "a" / "settings.yaml").read_text()
     (tmp_path / "a" / "settings.yaml").write_text(settings.replace("discount: 0.99", "discount: 0.9"))
     status, _, err = run("train", "sac", "--resume", tmp_path / "a")
-    assert status == 2 and "settings.yaml" in err
+    assert status == 2 and f"{tmp_path / 'a' / 'settings.yaml'} was changed or damaged after the run wrote it" in err
+
+
+def test_a_run_is_not_resumed_with_other_settings_than_its_own(tmp_path: Path, run: Run) -> None:
+    assert run("train", "mbpo", *SMALL, *MODEL, "--out", tmp_path / "a")[0] == 0
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    (tmp_path / "a" / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    before = (tmp_path / "a" / "checkpoint.pt").read_bytes()
+    for flag, value, used in (("updates", "3", "2"), ("dynamics.cap", "11", "10")):
+        status, _, err = run("train", "mbpo", "--resume", tmp_path / "a", f"--{flag}", value)
+        assert status == 2 and err.splitlines()[-1] == (
+            f"lipctrl: the run was started with {flag} {used} and goes on with it, but {value} is asked for: "
+            "leave it out, or start a new run"
+        )
+    assert (tmp_path / "a" / "checkpoint.pt").read_bytes() == before
+    assert run("train", "mbpo", "--resume", tmp_path / "a", "--updates", 2)[0] == 0
 
 
 def test_a_model_that_diverges_keeps_the_last_checkpoint(
@@ -103,9 +125,92 @@ def test_a_model_that_diverges_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(lipctrl.models.dynamics.Dynamics, "_losses", broken)
     status, _, err = run("train", "mbpo", *SMALL, *MODEL, "--out", tmp_path / "a")
-    assert status == 2 and "diverged" in err
-    assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "failed"
-    assert (tmp_path / "a" / "checkpoint.pt").exists() and (tmp_path / "a" / "policy.npz").exists()
+    sentence = r"lipctrl: the dynamics model diverged in epoch \d+: lower its learning rate"
+    assert status == 2 and re.fullmatch(sentence, err.splitlines()[-1])
+    stopped_with_its_last_checkpoint(tmp_path / "a")
+
+
+def stopped_with_its_last_checkpoint(path: Path) -> None:
+    """A failed run from which one can go on."""
+    assert json.loads((path / "run.json").read_text())["status"] == "failed"
+    assert (path / "checkpoint.pt").exists() and (path / "policy.npz").exists()
+    agent = SAC("MlpPolicy", "InvertedPendulum-v5", policy_kwargs={"net_arch": [8]}, buffer_size=130, device="cpu")
+    if not (path / "mechanism.csv").exists():
+        load_agents([agent], (path / "checkpoint.pt").read_bytes())
+        assert agent.num_timesteps >= 50 and all(value.isfinite().all() for value in agent.policy.parameters())
+
+
+@pytest.mark.parametrize("kind", ["sac", "mbpo"])
+def test_critics_that_diverge_keep_the_last_checkpoint(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    report = SAC.report
+
+    def broken(self: SAC, losses: Sequence[float], updates: int) -> None:
+        report(self, [float("nan"), 0.0, 0.0] if self.num_timesteps > 100 else losses, updates)
+
+    monkeypatch.setattr(SAC, "report", broken)
+    status, _, err = run("train", kind, *SMALL, *(MODEL if kind == "mbpo" else []), "--out", tmp_path / "a")
+    assert status == 2
+    assert err.splitlines()[-1] == "lipctrl: SAC diverged after 82 updates: its critics' loss is nan"
+    stopped_with_its_last_checkpoint(tmp_path / "a")
+
+
+class Broken(InvertedPendulumEnv):
+    """The inverted pendulum whose sensor fails after 110 steps."""
+
+    count = 0
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step."""
+        seen, *others = super().step(action)
+        self.count += 1
+        return (seen * np.nan if self.count > 110 else seen), *others  # type: ignore[return-value]
+
+
+class Strange(gymnasium.Env[Any, Any]):
+    """An environment that is never stepped."""
+
+    def __init__(self, observations: gymnasium.Space[Any]) -> None:
+        self.observation_space, self.action_space = observations, gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[..., None]]:
+    """Registers environments for one test."""
+    before = dict(gymnasium.registry)
+    yield gymnasium.register
+    gymnasium.registry.clear()
+    gymnasium.registry.update(before)
+
+
+@pytest.mark.parametrize("kind", ["sac", "mbpo"])
+def test_an_observation_that_is_not_finite_stops_the_run(
+    tmp_path: Path, run: Run, register: Callable[..., None], kind: str
+) -> None:
+    register("Broken-v0", Broken, max_episode_steps=1000)
+    extra = [*MODEL, "--rollouts.termination", "never"] if kind == "mbpo" else []
+    status, _, err = run("train", kind, "--env", "Broken-v0", *SMALL[2:], *extra, "--out", tmp_path / "a")
+    assert status == 2
+    assert err.splitlines()[-1] == "lipctrl: the environment returned a number that is not finite at step 111"
+    stopped_with_its_last_checkpoint(tmp_path / "a")
+
+
+@pytest.mark.parametrize("kind", ["sac", "mbpo"])
+def test_images_and_discrete_spaces_are_refused(
+    tmp_path: Path, run: Run, register: Callable[..., None], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spaces = {"Image-v0": gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8), "Grid-v0": gymnasium.spaces.Discrete(4)}
+    for name, space in spaces.items():
+        register(name, Strange, kwargs={"observations": space}, disable_env_checker=True)
+        status, _, err = run("train", kind, "--env", name)
+        sentence = f"lipctrl: {name} has observations in {space}; lipctrl needs a box of one axis"
+        assert status == 2 and " ".join(err.split()) == " ".join(sentence.split())
+    status, _, err = run("train", kind, "--env", "CartPole-v1")
+    assert status == 2
+    assert err.splitlines()[-1] == "lipctrl: CartPole-v1 has actions in Discrete(2); lipctrl needs a box of one axis"
+    assert not list(tmp_path.iterdir())
 
 
 def test_plot_shows_the_mechanism(tmp_path: Path, run: Run) -> None:
@@ -114,15 +219,17 @@ def test_plot_shows_the_mechanism(tmp_path: Path, run: Run) -> None:
     status, out, _ = run("plot", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "m.svg")
     figure = (tmp_path / "m.svg").read_text()
     assert status == 0 and "2 runs" in out
-    for words in ("value-aware model error", "slope of Q", "spread of predictions", "holdout MSE", "a (1 seeds)"):
+    for words in ("value-aware model error", "slope of Q", "spread of predictions", "holdout MSE", "a (1 seed)"):
         assert words in figure
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "mbpo", "--env", "CartPole-v1"], "needs a box"),
-        (["train", "mbpo", "--env", "MountainCarContinuous-v0"], "no termination rule is known"),
+        (
+            ["train", "mbpo", "--env", "MountainCarContinuous-v0"],
+            "lipctrl: no termination rule is known for Continuous_MountainCarEnv: use termination 'learned' or 'never'",
+        ),
         (["train", "sac", "--updates", "0"], "updates"),
         (["train", "sac", "--critic-lip", "3"], "bounded actor"),
         (["train", "mbpo", "--env", "Hoper-v5"], "Hopper-v5"),
