@@ -481,7 +481,7 @@ class GailLearner(Learner):
 
 def deterministic_update(agents: Sequence[SAC]) -> Td3Update:
     """TD3's update of agents of one shape; their parameters become slices of its own."""
-    first, count = agents[0], len(agents)
+    first, count, reduced = agents[0], len(agents), agents[0].products == "bfloat16"
     assert isinstance(first, GAIL)
     policies: list[Any] = [agent.policy for agent in agents]
 
@@ -489,10 +489,10 @@ def deterministic_update(agents: Sequence[SAC]) -> Td3Update:
         return torch.zeros(count, device=first.device, dtype=torch.float64)
 
     return Td3Update(
-        actors=Stacked([policy.actor.mu for policy in policies]),
-        actor_targets=Stacked([policy.actor_target.mu for policy in policies]),
-        critics=Stacked([net for agent in agents for net in agent.critic.q_networks]),
-        targets=Stacked([net for agent in agents for net in agent.critic_target.q_networks]),
+        actors=Stacked([policy.actor.mu for policy in policies], reduced=reduced),
+        actor_targets=Stacked([policy.actor_target.mu for policy in policies], reduced=reduced),
+        critics=Stacked([net for agent in agents for net in agent.critic.q_networks], reduced=reduced),
+        targets=Stacked([net for agent in agents for net in agent.critic_target.q_networks], reduced=reduced),
         discount=first.gamma,
         tau=first.tau,
         settings=first.td3,
