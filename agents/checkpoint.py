@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from lipctrl.files import UserError
 
+from .gail import GAIL
 from .mbpo import MBPO
 from .sac import SAC
 from .termination import LearnedTermination
@@ -79,6 +80,8 @@ def _state(agent: SAC) -> dict[str, Any]:
         state["history"] = agent.history
         if isinstance(agent.termination, LearnedTermination):
             state["termination"] = agent.termination.state_dict()
+    if isinstance(agent, GAIL):
+        state |= {"history": agent.history, "warned": agent._warned, "monitor": agent.monitor.draws.get_state()}
     return state
 
 
@@ -112,6 +115,9 @@ def _restore(agent: SAC, state: dict[str, Any]) -> None:
         agent.history = [dict(row) for row in state["history"]]
         if isinstance(agent.termination, LearnedTermination):
             agent.termination.load_state_dict(state["termination"])
+    if isinstance(agent, GAIL):
+        agent.history, agent._warned = [dict(row) for row in state["history"]], state["warned"]
+        agent.monitor.draws.set_state(state["monitor"])
 
 
 def _single(agent: SAC) -> gymnasium.Env[Any, Any]:

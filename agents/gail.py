@@ -28,7 +28,7 @@ from lipctrl.nn.sb3 import LipschitzSacPolicy, LipschitzTd3Policy
 from lipctrl.seeding import generator, seed_of
 
 from .discriminator import Discriminators, Pairs, RewardSettings
-from .monitor import Monitor
+from .monitor import CollapseWarning, Monitor
 from .regularisation import Smoothness
 from .sac import SAC, Actions, Learner, compiled, soft_update
 from .stacked import Stacked
@@ -295,7 +295,7 @@ class GAIL(SAC):
             advice = self.monitor.diagnosis(self.history)
             if advice is not None and not self._warned:
                 self._warned = True
-                warnings.warn(advice, stacklevel=2)
+                warnings.warn(advice, CollapseWarning, stacklevel=2)
 
     def report(self, losses: Sequence[float], updates: int) -> None:
         """Count and log updates."""

@@ -17,6 +17,10 @@ PAIRS = 1024  # of agent and of expert per measurement
 SURE, STEEP = 0.95, 20.0  # accuracy and slope that announce a collapse
 
 
+class CollapseWarning(UserWarning):
+    """The discriminator has won; the message says what to do."""
+
+
 class Monitor:
     """Measures, with random numbers of its own, so that measuring changes nothing.
 

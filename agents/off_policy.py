@@ -1,4 +1,4 @@
-"""Settings of SAC and MBPO, and the agents that they describe: one per seed."""
+"""Settings of SAC, MBPO and GAIL, and the agents that they describe: one per seed."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -11,21 +11,25 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
+from lipctrl.demos.demonstrations import Demonstrations
 from lipctrl.files import UserError
 from lipctrl.models.dynamics import DynamicsSettings
 from lipctrl.nn.network import FAMILIES
 
+from .discriminator import RewardSettings
+from .gail import GAIL, GailSettings
 from .mbpo import MBPO, RolloutSettings
 from .regularisation import Smoothness
 from .sac import SAC
+from .td3 import Td3Settings
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 WORTH_COMPILING = 20_000  # updates of all agents
 
 
 @dataclass(frozen=True)
-class SacSettings:
-    """Settings of a training with soft actor-critic."""
+class OffPolicySettings:
+    """Settings that all trainings have in common."""
 
     env: str = "InvertedPendulum-v5"
     """Gymnasium id of the environment."""
@@ -41,8 +45,6 @@ class SacSettings:
     """Activation of ordinary networks."""
     lip: float | None = None
     """Lipschitz bound of the policy (l2, raw action per raw observation); null: an ordinary actor."""
-    critic_lip: float | None = None
-    """Proved Lipschitz bound of each critic in observation and scaled action; null: ordinary critics."""
     family: str = "sandwich"
     """Layer family of bounded networks, see `lipctrl list`."""
     updates: int = 1
@@ -52,15 +54,11 @@ class SacSettings:
     learning_starts: int = 500
     """Environment steps with random actions before the first update."""
     learning_rate: float = 3e-4
-    """Adam's learning rate of actor, critics and temperature."""
+    """Adam's learning rate of actor and critics, and of SAC's temperature."""
     discount: float = 0.99
     """Discount factor of the return."""
     tau: float = 0.005
     """Share of the critics that the target critics take over in every update."""
-    target_entropy: float | None = None
-    """What the temperature is tuned to; null: minus the number of actions."""
-    smoothness: Smoothness = field(default_factory=Smoothness)
-    """Regularisation of the critics."""
     log_interval: int = 500
     """Environment steps between evaluations, each with a checkpoint."""
     episodes: int = 5
@@ -83,12 +81,8 @@ class SacSettings:
             raise ValueError(f"learning_starts must be at least 2, found {self.learning_starts}")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden needs at least one width, each at least 1, found {self.hidden}")
-        for name in ("lip", "critic_lip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < np.inf:
-                raise ValueError(f"{name} must be a positive finite number, found {value}")
-        if self.critic_lip is not None and self.lip is None:
-            raise ValueError("critic_lip needs a bounded actor too: add --lip")
+        if self.lip is not None and not 0 < self.lip < np.inf:
+            raise ValueError(f"lip must be a positive finite number, found {self.lip}")
         if self.family not in FAMILIES or self.family == "unconstrained":
             known = ", ".join(name for name in FAMILIES if name != "unconstrained")
             raise ValueError(f"unknown family {self.family!r} of bounded networks; known: {known}")
@@ -97,6 +91,25 @@ class SacSettings:
                 "learning_rate must be positive, discount in [0, 1) and tau in (0, 1], found "
                 f"{self.learning_rate}, {self.discount}, {self.tau}"
             )
+
+
+@dataclass(frozen=True)
+class SacSettings(OffPolicySettings):
+    """Settings of a training with soft actor-critic."""
+
+    critic_lip: float | None = None
+    """Proved Lipschitz bound of each critic in observation and scaled action; null: ordinary critics."""
+    target_entropy: float | None = None
+    """What the temperature is tuned to; null: minus the number of actions."""
+    smoothness: Smoothness = field(default_factory=Smoothness)
+    """Regularisation of the critics."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic_lip is not None and not 0 < self.critic_lip < np.inf:
+            raise ValueError(f"critic_lip must be a positive finite number, found {self.critic_lip}")
+        if self.critic_lip is not None and self.lip is None:
+            raise ValueError("critic_lip needs a bounded actor too: add --lip")
 
 
 @dataclass(frozen=True)
@@ -111,8 +124,55 @@ class MbpoSettings(SacSettings):
     """Its fits and rollouts."""
 
 
-def build(settings: SacSettings, environments: list[gymnasium.Env[Any, Any]]) -> list[SAC]:
+@dataclass(frozen=True)
+class ImitationSettings(OffPolicySettings):
+    """Settings of a training with adversarial imitation."""
+
+    env: str = "Pendulum-v1"
+    """Gymnasium id of the environment; its reward is only used to evaluate."""
+    timesteps: int = 25_000
+    """Environment steps of each agent."""
+    batch: int = 128
+    """Transitions per update."""
+    learning_starts: int = 1000
+    """Environment steps with random actions before the first update."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate of actor and critics, and of SAC's temperature."""
+    log_interval: int = 2500
+    """Environment steps between evaluations, each with a checkpoint."""
+    demos: str = ""
+    """Demonstration file, see `lipctrl demos collect`."""
+    demonstrations: int | None = None
+    """Imitate the first so many episodes of the file; null: all."""
+    train_every: int = 20
+    """Environment steps per round; after a round follow the updates of all its steps, as one batch of all seeds."""
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    """The learned reward: its form, its network, and what bounds its slope."""
+    imitation: GailSettings = field(default_factory=GailSettings)
+    """Stem, steps per target, use of the demonstrations."""
+    td3: Td3Settings = field(default_factory=Td3Settings)
+    """Of the stem td3."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train_every < 1 or self.timesteps % self.train_every or self.log_interval % self.train_every:
+            raise ValueError(
+                "timesteps and log_interval must be whole rounds of train_every steps, found "
+                f"{self.timesteps} and {self.log_interval} with {self.train_every}"
+            )
+        if self.demonstrations is not None and self.demonstrations < 1:
+            raise ValueError(f"demonstrations must be at least 1, found {self.demonstrations}")
+
+
+def build(
+    settings: OffPolicySettings,
+    environments: list[gymnasium.Env[Any, Any]],
+    demonstrations: Demonstrations | None = None,
+) -> list[SAC]:
     """The agents of these settings, one per environment.
+
+    Args:
+        demonstrations: what agents of `ImitationSettings` imitate.
 
     Raises:
         UserError: unlimited actions, no such device, or what the agents refuse.
@@ -123,17 +183,37 @@ def build(settings: SacSettings, environments: list[gymnasium.Env[Any, Any]]) ->
             raise UserError(f"{settings.env} has actions in {space}; the algorithms here need a box with limits")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {settings.device} is not there: use cpu")
-    return [_agent(settings, env, settings.seed + k) for k, env in enumerate(environments)]
+    return [_agent(settings, env, settings.seed + k, demonstrations) for k, env in enumerate(environments)]
 
 
-def _agent(settings: SacSettings, env: gymnasium.Env[Any, Any], seed: int) -> SAC:
+def _agent(
+    settings: OffPolicySettings, env: gymnasium.Env[Any, Any], seed: int, demonstrations: Demonstrations | None
+) -> SAC:
+    arguments = _arguments(settings, seed)
+    vector = DummyVecEnv([lambda: Monitor(env)])
+    policy = "MlpPolicy" if settings.lip is None else "LipschitzMlpPolicy"
+    if isinstance(settings, ImitationSettings):
+        arguments |= {"train_freq": settings.train_every, "gradient_steps": settings.updates * settings.train_every}
+        arguments |= {"reward": settings.reward, "imitation": settings.imitation, "td3": settings.td3}
+        return GAIL(policy, vector, demonstrations=demonstrations, **arguments)
+    assert isinstance(settings, SacSettings)
+    arguments["target_entropy"] = "auto" if settings.target_entropy is None else settings.target_entropy
+    arguments["smoothness"] = settings.smoothness
+    if settings.lip is not None:
+        arguments["policy_kwargs"]["critic_lip"] = settings.critic_lip
+    if isinstance(settings, MbpoSettings):
+        return MBPO(policy, vector, dynamics=settings.dynamics, rollouts=settings.rollouts, **arguments)
+    return SAC(policy, vector, **arguments)
+
+
+def _arguments(settings: OffPolicySettings, seed: int) -> dict[str, Any]:
+    """What all agents are made with."""
     shape: dict[str, Any] = {"net_arch": list(settings.hidden)}
     if settings.lip is None:
         shape["activation_fn"] = ACTIVATIONS[settings.activation]
     else:
-        shape |= {"lip": settings.lip, "family": settings.family, "hidden": settings.hidden}
-        shape |= {"critic_lip": settings.critic_lip, "lipschitz_seed": seed}
-    arguments: dict[str, Any] = {
+        shape |= {"lip": settings.lip, "family": settings.family, "hidden": settings.hidden, "lipschitz_seed": seed}
+    return {
         "policy_kwargs": shape,
         "seed": seed,
         "device": settings.device,
@@ -144,19 +224,12 @@ def _agent(settings: SacSettings, env: gymnasium.Env[Any, Any], seed: int) -> SA
         "gradient_steps": settings.updates,
         "gamma": settings.discount,
         "tau": settings.tau,
-        "target_entropy": "auto" if settings.target_entropy is None else settings.target_entropy,
-        "smoothness": settings.smoothness,
         "compiled": compiles(settings),
         "products": settings.products,
     }
-    vector = DummyVecEnv([lambda: Monitor(env)])
-    policy = "MlpPolicy" if settings.lip is None else "LipschitzMlpPolicy"
-    if isinstance(settings, MbpoSettings):
-        return MBPO(policy, vector, dynamics=settings.dynamics, rollouts=settings.rollouts, **arguments)
-    return SAC(policy, vector, **arguments)
 
 
-def compiles(settings: SacSettings) -> bool:
+def compiles(settings: OffPolicySettings) -> bool:
     """Whether the update is compiled."""
     if settings.compiled is not None:
         return settings.compiled

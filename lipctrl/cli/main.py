@@ -29,6 +29,10 @@ COMMANDS = {
         "soft actor-critic with smooth critics and a bounded actor, many seeds at once",
     ),
     "train mbpo": ("lipctrl.cli.train_mbpo", "the same on rollouts of a learned dynamics model: few real steps"),
+    "train gail": (
+        "lipctrl.cli.train_gail",
+        "imitation of a few demonstrations with a learned reward, Lipschitz by penalty or by proof",
+    ),
     "train model": (
         "lipctrl.cli.train_model",
         "a process model (input-convex Lipschitz RNN and others) from plant data",

@@ -1,12 +1,12 @@
-"""What `lipctrl train sac` and `lipctrl train mbpo` share: evaluation, checkpoints, resume, what a run folder holds.
+"""What `lipctrl train sac`, `train mbpo` and `train gail` share: evaluation, checkpoints, resume, what a run folder holds.
 
 With one seed policy.npz, model.zip and metrics.csv lie in the run folder, with several in a folder seed-<k> for each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -14,7 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from lipctrl.agents.checkpoint import load_agents, save_agents
 from lipctrl.agents.mbpo import MBPO
-from lipctrl.agents.off_policy import SacSettings, build
+from lipctrl.agents.off_policy import OffPolicySettings, build
 from lipctrl.agents.sac import SAC
 from lipctrl.agents.together import learn_together
 from lipctrl.cli.experts import make_env, signal_names
@@ -29,15 +29,29 @@ from lipctrl.seeding import seed_of
 TEST_SEED = 1000  # of the start states of every evaluation
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a training begins with.
+
+    Attributes:
+        agents: one per seed. inputs: hash of every input file, by its name in run.json.
+    """
+
+    agents: list[SAC]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Training:
-    """A training in progress.
+    """A training in progress; a command whose agents need more than this derives from it.
 
     Attributes:
         settings, run: of the command. agents: one per seed. rows: metrics of each agent so far.
     """
 
-    settings: SacSettings
+    LOSSES: ClassVar[Sequence[str]] = ("train/critic_loss", "train/actor_loss", "train/ent_coef")
+
+    settings: Any
     run: Run
     agents: list[SAC]
     rows: list[list[dict[str, float]]] = field(default_factory=list)
@@ -45,6 +59,15 @@ class Training:
     def __post_init__(self) -> None:
         self.rows = self.rows or [[] for _ in self.agents]
         self.test = Monitor(make_env(self.settings.env))
+
+    @staticmethod
+    def prepare(settings: Any) -> Prepared:
+        """The agents of the settings.
+
+        Raises:
+            UserError: no such environment, or what the agents refuse.
+        """
+        return Prepared(environments_and_agents(settings))
 
     def folder(self, k: int) -> Path:
         """Where the files of an agent lie."""
@@ -58,21 +81,24 @@ class Training:
             UserError: a model or critics that diverge; the last checkpoint is kept.
         """
         settings, first = self.settings, self.agents[0]
+        before = first.num_timesteps
         label = f"{settings.env}, {len(self.agents)} seeds" if len(self.agents) > 1 else settings.env
         with deferred_interrupt() as interrupted, bar(label, settings.timesteps) as advance:
             advance(first.num_timesteps)
 
             def after_step() -> bool:
-                advance()
+                advance(first.train_freq.frequency)  # type: ignore[union-attr]
                 if first.num_timesteps % settings.log_interval == 0:
                     self.evaluate()
                     self.save()
                 return not interrupted()
 
-            left = settings.timesteps - first.num_timesteps
-            fresh = first.num_timesteps == 0
             learn_together(
-                self.agents, left, reset_num_timesteps=fresh, after_step=after_step, threads=settings.threads
+                self.agents,
+                settings.timesteps - before,
+                reset_num_timesteps=before == 0,
+                after_step=after_step,
+                threads=settings.threads,
             )
             if first.num_timesteps < settings.timesteps:
                 self.save()
@@ -88,8 +114,7 @@ class Training:
             returns, _ = evaluate_policy(agent, self.test, self.settings.episodes, return_episode_rewards=True)
             row = {"timesteps": float(agent.num_timesteps), "evaluation/mean_return": float(np.mean(returns))}
             found = agent.logger.name_to_value
-            names = ("train/critic_loss", "train/actor_loss", "train/ent_coef")
-            rows.append(row | {name: float(found.get(name, np.nan)) for name in names})
+            rows.append(row | {name: float(found.get(name, np.nan)) for name in self.LOSSES})
 
     def save(self) -> None:
         """Write checkpoint, metrics and networks of every agent."""
@@ -99,13 +124,28 @@ class Training:
             folder.mkdir(exist_ok=True)
             if rows:
                 write_metrics(folder / "metrics.csv", rows)
-            if isinstance(agent, MBPO) and agent.history:
-                write_metrics(folder / "mechanism.csv", complete(agent.history))
             write_atomically(folder / "model.zip", lambda stream, a=agent: a.save(stream))  # type: ignore[misc]
             net = replace(actor_to_plain(agent.policy), input_names=inputs, output_names=outputs)
             net.save(folder / "policy.npz")
+            self.save_more(agent, folder)
         data = save_agents(self.agents)
         write_atomically(self.run.path / "checkpoint.pt", lambda stream: stream.write(data))
+
+    def save_more(self, agent: SAC, folder: Path) -> None:
+        """Write what only this kind of agent has."""
+        if isinstance(agent, MBPO) and agent.history:
+            write_metrics(folder / "mechanism.csv", complete(agent.history))
+
+    def closing(self) -> list[str]:
+        """What is printed after the returns: findings, then the next commands. May add to `run.record`."""
+        where = self.run.path if len(self.agents) == 1 else self.folder(0) / "policy.npz"
+        plot = f"lipctrl plot {self.run.path} or " if isinstance(self.agents[0], MBPO) else ""
+        return [f"next: {plot}lipctrl certify {where}"]
+
+
+def environments_and_agents(settings: OffPolicySettings) -> list[SAC]:
+    """An environment and an agent for each seed; errors as `build` and `make_env`."""
+    return build(settings, [make_env(settings.env) for _ in range(settings.seeds)])
 
 
 def complete(history: Sequence[dict[str, float]]) -> list[dict[str, float]]:
@@ -114,21 +154,19 @@ def complete(history: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: row.get(key, float("nan")) for key in keys} for row in history]
 
 
-def start(settings: Any, name: str) -> None:
+def start(settings: Any, name: str, kind: type[Training] = Training) -> None:
     """Train from the beginning in a new run folder, or go on with the one that the settings name."""
     if settings.resume is not None:
-        _resume(settings, name)
+        _resume(settings, name, kind)
         return
-    agents = _agents(settings)
+    prepared = kind.prepare(settings)
     run = Run.create(settings.out, f"{name}-{settings.env.split('/')[-1]}", settings, seed=settings.seed)
-    _finish(Training(settings, run, agents), name)
+    run.record |= prepared.inputs
+    run.write()
+    _finish(kind(settings, run, prepared.agents), name)
 
 
-def _agents(settings: SacSettings) -> list[SAC]:
-    return build(settings, [make_env(settings.env) for _ in range(settings.seeds)])
-
-
-def _resume(asked: Any, name: str) -> None:
+def _resume(asked: Any, name: str, kind: type[Training]) -> None:
     path = Path(asked.resume)
     run = Run.open(path)
     if run.record.get("status") == "finished":
@@ -138,7 +176,11 @@ def _resume(asked: Any, name: str) -> None:
     refuse_others(replace(asked, resume=None), settings)
     if not (path / "checkpoint.pt").is_file():
         raise UserError(f"run {path} was stopped before its first checkpoint; start it anew")
-    training = Training(settings, run, _agents(settings))
+    prepared = kind.prepare(settings)
+    for key, found in prepared.inputs.items():
+        if run.record.get(key) != found:
+            raise UserError(f"the file of {key.removesuffix('_sha256')} is not the one that run {path} began with")
+    training = kind(settings, run, prepared.agents)
     load_agents(training.agents, run.checked("checkpoint.pt").read_bytes())
     steps = training.agents[0].num_timesteps
     for k, rows in enumerate(training.rows):
@@ -184,9 +226,8 @@ def _finish(training: Training, name: str) -> None:
         raise
     last = [rows[-1]["evaluation/mean_return"] for rows in training.rows]
     seconds = {phase: round(sum(agent.seconds[phase] for agent in training.agents), 1) for phase in first.seconds}
+    lines = training.closing()
     run.finish(results={"mean_return": last}, seconds=seconds)
-    where = run.path if len(training.agents) == 1 else training.folder(0) / "policy.npz"
     spent = ", ".join(f"{phase} {value:g} s" for phase, value in seconds.items() if value)
     print(f"{run.path}: mean return {', '.join(f'{value:.4g}' for value in last)}; time: {spent}")
-    plot = f"lipctrl plot {run.path} or " if isinstance(first, MBPO) else ""
-    print(f"next: {plot}lipctrl certify {where}")
+    print("\n".join(lines))
