@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from lipctrl.certify.bracket import certify
+from lipctrl.certify.bracket import certify, upper_bounds
 from lipctrl.certify.certificate import Box, Certificate, Witness
 from lipctrl.certify.forward import relaxed
 from lipctrl.certify.jacobian import MARGIN, attained_gain
@@ -242,9 +242,8 @@ def certify_reward(
     Raises:
         UserError: the method is unknown or does not apply, or the region has another size than the input.
     """
-    units: tuple[Units, ...] = ("raw", "normalised") if reward.logit.input_scale is not None else ("raw",)
     slopes = []
-    for unit in units:
+    for unit in _units(reward):
         for block in reward.blocks:
             norm, title = block_norm(reward, block, unit), f"{block}, {unit} units"
             step = None if progress is None else _titled(progress, title)
@@ -255,6 +254,26 @@ def certify_reward(
             slopes.append(RewardSlope(block, unit, bracket.upper, logit, bound, attained))
     low, high = map(_finite, reward_range(reward.form, reward.clip))
     return RewardCertificate(reward.sha256(), reward.form, _finite(reward.clip), low, high, tuple(slopes))
+
+
+def proved_slopes(reward: LearnedReward, *, method: str = "own") -> dict[tuple[Block, Units], float]:
+    """The proved bounds of `certify_reward` alone, everywhere, without a search for witnesses.
+
+    Raises:
+        UserError: the method is unknown or gives no bound for this network.
+    """
+    found: dict[tuple[Block, Units], float] = {}
+    for unit in _units(reward):
+        for block in reward.blocks:
+            bounds = upper_bounds(reward.logit, block_norm(reward, block, unit), method=method)
+            if not bounds:
+                raise UserError(f"method {method!r} gives no bound for this reward")
+            found[block, unit] = _chained(reward, bounds[0].bound)
+    return found
+
+
+def _units(reward: LearnedReward) -> tuple[Units, ...]:
+    return ("raw", "normalised") if reward.logit.input_scale is not None else ("raw",)
 
 
 def _titled(progress: Callable[[str], None], title: str) -> Callable[[str], None]:

@@ -1,4 +1,4 @@
-"""What `lipctrl train sac`, `train mbpo` and `train gail` share: evaluation, checkpoints, resume, what a run folder holds.
+"""What `lipctrl train sac`, `mbpo` and `gail` share: evaluation, checkpoints, resume, what a run folder holds.
 
 With one seed policy.npz, model.zip and metrics.csv lie in the run folder, with several in a folder seed-<k> for each.
 """

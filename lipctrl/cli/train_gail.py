@@ -13,14 +13,14 @@ from lipctrl.agents.gail import GAIL
 from lipctrl.agents.monitor import CollapseWarning
 from lipctrl.agents.off_policy import ImitationSettings
 from lipctrl.agents.sac import SAC
-from lipctrl.certify.reward import certify_reward
+from lipctrl.certify.reward import Units, proved_slopes
 from lipctrl.cli.experts import signal_names
 from lipctrl.cli.off_policy import Prepared, Training, complete, environments_and_agents, start
 from lipctrl.cli.progress import CONSOLE
 from lipctrl.config import parse
 from lipctrl.demos.demonstrations import Demonstrations, check_environment
 from lipctrl.files import UserError
-from lipctrl.nn.reward import LearnedReward
+from lipctrl.nn.reward import Block, LearnedReward
 from lipctrl.nn.reward_forms import REWARD_FORMS
 from lipctrl.runs import write_metrics
 
@@ -89,7 +89,7 @@ class GailTraining(Training):
         agents = [agent for agent in self.agents if isinstance(agent, GAIL)]
         lines = [beside_expert(float(np.mean(of_agents)), self.demos)]
         lines += [slope_line(self.settings, [self.reward_of(agent) for agent in agents], agents)]
-        favours = favoured(self.settings, ended=self.demos.terminations.any() or any(map(failed, agents)))
+        favours = favoured(self.settings, ended=bool(self.demos.terminations.any()) or any(map(failed, agents)))
         lines += [favours] if favours else []
         self.run.record["findings"] = [line for line in lines if line]
         folder = self.folder(0)
@@ -142,11 +142,11 @@ def collapse_noted(note: Callable[[str], None]) -> Iterator[None]:
         warnings.simplefilter("always", CollapseWarning)
         show = warnings.showwarning
 
-        def sorted_out(message: Any, category: type[Warning], *where: Any) -> None:
+        def sorted_out(message: Warning | str, category: type[Warning], *where: Any, **others: Any) -> None:
             if issubclass(category, CollapseWarning):
                 note(str(message))
             else:
-                show(message, category, *where)
+                show(message, category, *where, **others)
 
         warnings.showwarning = sorted_out
         yield
@@ -164,21 +164,23 @@ def beside_expert(mean: float, demos: Demonstrations) -> str:
 def slope_line(settings: ImitationSettings, rewards: Sequence[LearnedReward], agents: Sequence[GAIL]) -> str:
     """A line about the slope of the learned reward: proved if it is certified, else measured."""
     if settings.reward.certified:
-        found = [certify_reward(reward, method="own") for reward in rewards]
-        bounds = {
-            unit: [max(one.of(block, unit).reward for one in found) for block in ("all", "state", "action")]  # type: ignore[arg-type]
-            for unit in ("normalised", "raw")
-        }
+        found = [proved_slopes(reward) for reward in rewards]
+
+        def largest(block: Block, unit: Units) -> str:
+            return f"{max(one[block, unit] for one in found):.4g}"
+
+        units: tuple[Units, ...] = ("normalised", "raw")
         parts = [
-            f"{one[0]:.4g} ({unit} units; state {one[1]:.4g}, action {one[2]:.4g})" for unit, one in bounds.items()
+            f"{largest('all', unit)} in {unit} units (state {largest('state', unit)}, action {largest('action', unit)})"
+            for unit in units
         ]
         return f"slope of the reward, proved: at most {' and '.join(parts)}"
     last = [agent.history[-1] for agent in agents if agent.history]
     if not last:
         return ""
-    high, largest = (max(row[f"reward/slope_{name}"] for row in last) for name in ("95", "max"))
+    high, top = (max(row[f"reward/slope_{name}"] for row in last) for name in ("95", "max"))
     return (
-        f"slope of the logit at sampled pairs, normalised units: 95 % below {high:.4g}, largest {largest:.4g}; an "
+        f"slope of the logit at sampled pairs, normalised units: 95 % below {high:.4g}, largest {top:.4g}; an "
         "estimate, not a bound (reward.regulariser certified proves one)"
     )
 
@@ -214,8 +216,8 @@ def main(arguments: Sequence[str]) -> None:
         TrainSettings(),
         group="gail",
         prog="lipctrl train gail",
-        description="Off-policy adversarial imitation: TD3 or SAC on a reward that is learned from demonstrations, with "
-        "a penalty on its slope or a proved bound of it, several seeds as one batch. Writes policy.npz, reward.npz, "
+        description="Off-policy adversarial imitation: TD3 or SAC on a reward learned from demonstrations, with a "
+        "penalty on its slope or a proved bound of it, several seeds as one batch. Writes policy.npz, reward.npz, "
         "model.zip, metrics.csv, imitation.csv and a checkpoint into a run folder; an interrupted run is resumed "
         "exactly.",
         args=arguments,

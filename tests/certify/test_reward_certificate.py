@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lipctrl.certify.certificate import Box
-from lipctrl.certify.reward import RewardCertificate, attained_slope, block_norm, certify_reward
+from lipctrl.certify.reward import RewardCertificate, attained_slope, block_norm, certify_reward, proved_slopes
 from lipctrl.certify.reward_monitors import c_validity, gradient_norms, gradient_percentiles, jacobian_norms
 from lipctrl.files import UserError
 from lipctrl.nn.network import lipschitz_mlp
@@ -54,6 +54,8 @@ def test_linear_logits_are_exact_per_block_and_unit(form: str) -> None:
     assert {(s.block, s.units) for s in found.slopes} == set(expected)
     for (block, units), value in expected.items():
         one = found.of(block, units)  # type: ignore[arg-type]
+        alone = proved_slopes(reward_of_net(net, form), method="product")[block, units]  # type: ignore[index]
+        assert factor * value <= alone == pytest.approx(factor * value, rel=1e-6)
         assert value <= one.logit.bound * (1 + 1e-12) and one.logit.bound == pytest.approx(value, rel=1e-9)
         assert one.logit_witness.bound == pytest.approx(value, rel=1e-9)
         assert one.reward == pytest.approx(factor * value, rel=1e-9)
@@ -246,3 +248,8 @@ def test_bad_batches_are_refused() -> None:
     ):
         with pytest.raises(UserError):
             call()
+
+
+def test_a_network_without_a_proof_of_its_own_has_no_quick_bound() -> None:
+    with pytest.raises(UserError, match="gives no bound"):
+        proved_slopes(reward_of_net(linear([3, 0, 0, 4])))

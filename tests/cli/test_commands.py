@@ -325,7 +325,7 @@ def test_second_interrupt_stops_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("group", "kind"),
-    [("demos", "demos collect"), ("bc", "train bc"), ("evaluate", "evaluate")],
+    [("demos", "demos collect"), ("bc", "train bc"), ("evaluate", "evaluate"), ("gail", "train gail")],
 )
 def test_every_preset_loads_and_validates(group: str, kind: str, run: Run) -> None:
     from lipctrl.config import presets
