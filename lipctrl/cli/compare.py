@@ -61,7 +61,7 @@ class CompareSettings:
     seed: int = 0
     """Seed of start states and attacks."""
     out: str | None = None
-    """Where to write the table as JSON; by default nowhere."""
+    """Where to write the table, as Markdown if the name ends in .md, else as JSON; by default nowhere."""
 
     def __post_init__(self) -> None:
         known_attack(self.attack)
@@ -167,7 +167,32 @@ def main(arguments: Sequence[str]) -> None:
     lines = compare(settings)
     show(settings, lines)
     if settings.out is not None:
-        write_text(Path(settings.out), json.dumps([asdict(one) for one in lines], indent=1) + "\n")
+        data = json.dumps([asdict(one) for one in lines], indent=1) + "\n"
+        write_text(Path(settings.out), markdown(lines) if settings.out.endswith(".md") else data)
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The table for a document, with what it is over."""
+    rows = ["| policy | radius | mean | interquartile mean | lowest tenth | failures | difference to the first |"]
+    rows.append("|" + "---|" * 7)
+    for one in lines:
+        middle, paired = (f"{value:.5g} [{low:.5g}, {high:.5g}]" for value, low, high in _intervals(one))
+        failures = f"{one.failures} of {one.episodes}"
+        cells = (
+            one.policy.replace("|", "\\|"),
+            f"{one.radius:g}",
+            f"{one.mean:.5g}",
+            middle,
+            f"{one.cvar:.5g}",
+            failures,
+            paired,
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, "", f"Intervals: 95 %, over {lines[0].episodes} episodes, paired by start state.", ""])
+
+
+def _intervals(one: Line) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    return (one.iqm, one.iqm_low, one.iqm_high), (one.difference, one.low, one.high)
 
 
 def show(settings: CompareSettings, lines: Sequence[Line]) -> None:

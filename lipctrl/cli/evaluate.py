@@ -144,6 +144,8 @@ def main(arguments: Sequence[str]) -> None:
         run.finish(status)
         show(section)
         print(f"report: {page}")
+        if section.episodes:
+            print(f"worst episodes, to the last bit: lipctrl replay {run.path}")
         if section.partial:
             print(f"partial: {section.partial}; go on with: lipctrl evaluate --resume {run.path}")
 
@@ -314,3 +316,7 @@ def show(section: Section) -> None:
     console.print(f"  {section.threat}", highlight=False)
     for line in section.verdicts:
         console.print(f"  {line}", highlight=False)
+    for policy, signs in section.health.items():
+        for sign in signs:
+            if sign.status == "bad":
+                console.print(f"  {policy}: {sign.name}? {sign.text}", highlight=False, markup=False, style="yellow")

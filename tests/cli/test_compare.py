@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lipctrl.cli.compare import line
+from lipctrl.cli.compare import line, markdown
 from lipctrl.nn.plain import PlainNet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -31,6 +31,14 @@ def test_a_worse_gain_is_worse_and_an_equal_one_is_not_decided(tmp_path: Path, r
     assert all(row["cvar"] <= row["iqm_low"] <= row["iqm"] <= row["iqm_high"] for row in rows)
     again = run("compare", first, equal, worse, "--episodes", 12, "--out", tmp_path / "u.json")
     assert again[0] == 0 and (tmp_path / "u.json").read_bytes() == (tmp_path / "t.json").read_bytes()
+
+
+def test_a_table_for_a_document() -> None:
+    first, second = np.arange(12.0), np.arange(12.0) - 3
+    text = markdown([line("a", 0.1, first, 0, first), line("b|c.npz", 0.1, second, 2, first)])
+    head, rule, *rows = text.splitlines()
+    assert head.count("|") == rule.count("|") == rows[0].count("|") == 8 and "paired by start state" in text
+    assert "| 2 of 12 | -3 [-3, -3] |" in rows[1] and "| 2.5 " in rows[1] and "b\\|c.npz" in rows[1]
 
 
 def test_pairing_takes_away_what_start_states_have_in_common() -> None:
