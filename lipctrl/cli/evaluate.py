@@ -32,7 +32,7 @@ from lipctrl.evaluation.tiers import TIERS, TierName
 from lipctrl.files import RequirementFailed, UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.policy import PlainPolicy
-from lipctrl.runs import Run, package_versions
+from lipctrl.runs import Run, git_state, package_versions
 
 WHERE = ("workers", "engine", "out", "resume")
 """Settings that have no part in what is found: they are not in settings.yaml."""
@@ -271,7 +271,9 @@ def contender(name: str, net: PlainNet, *, env_names: tuple[tuple[str, ...], tup
 
 def provenance(seed: int) -> dict[str, str]:
     """What a report says of its making."""
-    return {"seed": str(seed), **{f"version of {name}": value for name, value in package_versions().items()}}
+    git = git_state()
+    commit = {} if git is None else {"commit": git["commit"] + (", changed since" if git["dirty"] else "")}
+    return {"seed": str(seed), **commit, **{f"version of {name}": v for name, v in package_versions().items()}}
 
 
 def _return(row: Row | None) -> str:

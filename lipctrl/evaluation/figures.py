@@ -105,7 +105,7 @@ def episode_figure(nominal: Trace, worst: Trace, names: Sequence[str], actions: 
     spread = np.ptp(np.vstack([nominal.observations, worst.observations]), axis=0) + 1e-12
     apart = np.abs(nominal.observations[:length] - worst.observations[:length]).mean(0) / spread
     chosen = sorted(np.argsort(-apart, kind="stable")[:SIGNALS].tolist())
-    rows = len(chosen) + len(actions) + 1
+    rows, shown = len(chosen) + len(actions) + 1, min(len(nominal.actions), 2 * len(worst.actions))
     figure = Figure(figsize=(7.2, 1.15 * rows + 0.6))
     panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
     for axes, i in zip(panels, chosen, strict=False):
@@ -126,6 +126,8 @@ def episode_figure(nominal: Trace, worst: Trace, names: Sequence[str], actions: 
         axes.tick_params(labelsize=7)
     panels[0].legend(fontsize=7, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     panels[-1].set_xlabel("step", fontsize=8)
+    # an early end is looked at closely; without it the axis is as long as the episode
+    panels[-1].set_xlim(-0.02 * shown, 1.02 * shown)
     return svg_of(figure)
 
 
