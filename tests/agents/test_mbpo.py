@@ -73,6 +73,16 @@ def test_three_epochs_have_the_published_counts(monkeypatch: pytest.MonkeyPatch)
     assert {row["model/steps"] for row in model.history} <= set(range(1, 21))
 
 
+def test_the_first_actions_are_uniform_and_nothing_searches_for_anomalies() -> None:
+    """The published warm-up draws from the action space, not from an untrained policy."""
+    model, reference = agent(learning_starts=60), gymnasium.make("Pendulum-v1").action_space
+    reference.seed(0)
+    model.learn(60)
+    assert not torch.is_anomaly_enabled()
+    drawn = np.array([reference.sample() for _ in range(60)]) / 2  # scaled to [-1, 1]
+    np.testing.assert_allclose(model.replay(slice(0, 60))[1].numpy(), drawn, atol=1e-6)
+
+
 def test_model_buffer_keeps_the_newest_rows_through_a_change_of_size() -> None:
     buffer = ModelBuffer((1, 0), torch.device("cpu"))
     buffer.resize(10)

@@ -129,6 +129,23 @@ def test_cap_counts_gradient_steps_and_holdout_is_a_fifth_of_at_most_5000(
     assert report.steps == 7 and {count for count, _ in watched} == {held}
 
 
+def test_every_member_draws_its_training_rows_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of n rows drawn n times a share of 1 - 1/e = 0.632 is seen, a permutation would see all."""
+    drawn: list[Tensor] = []
+    epoch = Dynamics._epoch
+
+    def watching(self: Dynamics, inputs: Tensor, targets: Tensor, rows: Tensor, most: int) -> int:
+        drawn.append(rows)
+        return epoch(self, inputs, targets, rows, most)
+
+    monkeypatch.setattr(Dynamics, "_epoch", watching)
+    Dynamics(2, 1, DynamicsSettings(members=3, width=4, depth=1, cap=20)).fit(*transitions(2500))
+    assert drawn[0].shape == (3, 2000) and all(torch.equal(rows, drawn[0]) for rows in drawn)
+    for member in drawn[0]:
+        assert len(member.unique()) / 2000 == pytest.approx(1 - np.exp(-1), abs=0.03)
+    assert not torch.equal(drawn[0][0], drawn[0][1])
+
+
 def test_a_diverging_fit_leaves_the_model_as_it_was() -> None:
     model = Dynamics(2, 1, DynamicsSettings(width=8, depth=1, learning_rate=1e30))
     before = [value.detach().clone() for value in (*model.weights, *model.biases, model.mean, model.std)]
