@@ -221,7 +221,7 @@ def test_a_missed_deadline_holds_the_action_before() -> None:
             late.apply("deadline", float(miss))
             found.append(late.step(action)[0])
         np.testing.assert_array_equal(found, true)
-        assert late.step(actions[0])[0] != found[-1]
+        assert late.step(actions[3])[0] != found[-1]
 
 
 def test_delays_are_forgotten_at_a_reset() -> None:
