@@ -80,8 +80,8 @@ def run_task(task: str, folder: Path, settings: QuickstartSettings) -> Section:
         evaluating.attacks,
         evaluating.episodes,
         evaluating.seed,
-        ladder=evaluating.ladder,
-        parts=evaluating.parts,
+        ladder=evaluating.ladder or (),
+        parts=evaluating.parts or 0,
     )
     last = agent.history[-1]
     facts = {
