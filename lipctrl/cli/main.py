@@ -57,7 +57,7 @@ COMMANDS = {
     "mpc": ("lipctrl.cli.mpc", "model predictive control of a plant in closed loop"),
     "plot": (
         "lipctrl.cli.plot",
-        "return and the mechanism of model-based trainings: model, spread, slope, value error",
+        "trainings over their steps: the mechanism of train mbpo, the learned reward of train gail",
     ),
     "list": ("lipctrl.cli.list", "environments, agents, attacks, families, presets"),
 }

@@ -34,11 +34,11 @@ class Prepared:
     """What a training begins with.
 
     Attributes:
-        agents: one per seed. inputs: hash of every input file, by its name in run.json.
+        agents: one per seed. inputs: hash of every input file, and what else is known of it, as run.json has it.
     """
 
     agents: list[SAC]
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -53,7 +53,8 @@ class GailTraining(Training):
         for agent in agents:
             assert isinstance(agent, GAIL)
             agent.set_demonstrations(demos)
-        return Prepared(agents, {"demos_sha256": demos.sha256()})
+        expert = float(demos.returns.mean()) if demos.rewards.any() else None
+        return Prepared(agents, {"demos_sha256": demos.sha256(), "expert_return": expert})
 
     def train(self) -> None:
         """See `Training`; the first diagnosis of a collapse is printed and kept in run.json."""

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("svg")
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
@@ -222,39 +223,75 @@ MECHANISM = {
 }
 
 
-def mechanism_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> str:
-    """Return and the four curves of Zheng et al. 2023 over the real steps: median over seeds, range as a band.
+IMITATION = {
+    "evaluation/mean_return": "return (dashed: the expert's)",
+    "reward/slope_95": "slope of the logit, 95 % of sampled pairs [per deviation] (dashed: k)",
+    "reward/accuracy_held": "discriminator: accuracy, demonstrations held out",
+    "reward/c_validity": "C-validity",
+}
+Trainings = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
+"""By name of the run, of every seed the rows of metrics and diagnostics, each with its "timesteps"."""
 
-    Args:
-        runs: by name, of every seed the rows of metrics and diagnostics, each with its "timesteps".
-    """
+
+def mechanism_figure(runs: Trainings) -> str:
+    """Return and the four curves of Zheng et al. 2023 over the real steps: median over seeds, range as a band."""
     figure = Figure(figsize=(9.6, 5.6))
     grid = figure.subplots(2, 3).ravel()
-    for k, (name, seeds) in enumerate(runs.items()):
-        for axes, (key, title) in zip(grid, MECHANISM.items(), strict=False):
-            known = [[row for row in rows if np.isfinite(row.get(key, np.nan))] for rows in seeds]
-            curves = [{row["timesteps"]: row[key] for row in rows} for rows in known]
-            steps = sorted(set.intersection(*[set(curve) for curve in curves]))
-            values = np.array([[curve[step] for step in steps] for curve in curves])
-            label = f"{name} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})"
-            axes.plot(steps, np.median(values, 0), color=f"C{k}", label=label)
-            axes.fill_between(steps, values.min(0), values.max(0), color=f"C{k}", alpha=0.15)
-            axes.set_title(title, fontsize=8)
+    for axes, (key, title) in zip(grid, MECHANISM.items(), strict=False):
+        _over_steps(axes, runs, key, title)
     for axes in (grid[1], grid[4]):  # errors: a few seeds are ten times worse for a while
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    for axes in grid[:5]:
-        axes.grid(alpha=0.3)
-        axes.tick_params(labelsize=7)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        _logarithmic(axes)
     for axes in grid[2:5]:
         axes.set_xlabel("real steps", fontsize=8)
     grid[5].axis("off")
     grid[5].legend(*grid[0].get_legend_handles_labels(), loc="center", fontsize=8)
     figure.tight_layout()
     return svg_of(figure)
+
+
+def imitation_figure(runs: Trainings, levels: Mapping[str, tuple[float | None, float]]) -> str:
+    """Return, slope, accuracy and C-validity of trainings by imitation: median over seeds, range as a band.
+
+    Args:
+        levels: by name of the run, the expert's mean return (None: not known) and the slope k that was asked for.
+    """
+    figure = Figure(figsize=(9.6, 6.0))
+    grid = figure.subplots(2, 2).ravel()
+    for axes, (key, title) in zip(grid, IMITATION.items(), strict=True):
+        _over_steps(axes, runs, key, title)
+    for k, name in enumerate(runs):
+        for axes, level in zip(grid, levels[name], strict=False):
+            if level is not None:
+                axes.axhline(level, color=f"C{k}", ls="--", lw=1)
+    _logarithmic(grid[1])
+    for axes in grid[2:]:
+        axes.set_xlabel("environment steps", fontsize=8)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="lower center", ncols=3, fontsize=8)
+    figure.tight_layout(rect=(0, 0.03 + 0.03 * -(-len(runs) // 3), 1, 1))
+    return svg_of(figure)
+
+
+def _over_steps(axes: Axes, runs: Trainings, key: str, title: str) -> None:
+    """A curve per run of what all its seeds measured at the same steps."""
+    for k, (name, seeds) in enumerate(runs.items()):
+        known = [[row for row in rows if np.isfinite(row.get(key, np.nan))] for rows in seeds]
+        curves = [{row["timesteps"]: row[key] for row in rows} for rows in known]
+        steps = sorted(set.intersection(*[set(curve) for curve in curves]))
+        values = np.array([[curve[step] for step in steps] for curve in curves])
+        label = f"{name} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})"
+        axes.plot(steps, np.median(values, 0), color=f"C{k}", label=label)
+        axes.fill_between(steps, values.min(0), values.max(0), color=f"C{k}", alpha=0.15)
+    axes.set_title(title, fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=7)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def reward_grid(

@@ -16,6 +16,7 @@ from lipctrl.agents.gail import GAIL
 from lipctrl.agents.monitor import Monitor
 from lipctrl.agents.off_policy import ImitationSettings
 from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
+from lipctrl.cli.plot import levels_of
 from lipctrl.cli.train_gail import beside_expert, favoured
 from lipctrl.demos.demonstrations import ARRAYS, Demonstrations, Trajectory
 from lipctrl.nn.plain import PlainNet
@@ -102,6 +103,27 @@ def test_a_run_folder_holds_policy_and_reward_and_its_next_commands_run(tmp_path
     assert [line.split()[1] for line in commands] == ["plot", "certify", "reward", "evaluate"]
     assert run(*commands[1].split()[1:])[0] == 0
     assert run(*commands[2].split()[1:], "--method", "own")[0] == 0
+
+
+def test_plot_shows_the_learned_reward(tmp_path: Path, run: Run, demos: Path) -> None:
+    for name, seeds in (("a", 1), ("b", 2)):
+        assert train(run, demos, tmp_path / name, "--seeds", seeds)[0] == 0
+    status, out, _ = run("plot", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "m.svg")
+    figure = (tmp_path / "m.svg").read_text()
+    assert status == 0 and "2 runs, 3 seeds" in out
+    for words in ("C-validity", "slope of the logit", "accuracy", "a (1 seed)", "b (2 seeds)"):
+        assert words in figure
+    expert, k = levels_of(tmp_path / "a")
+    assert k == 1 and expert == pytest.approx(Demonstrations.load(demos).returns.mean())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "run.json").write_text("{}")
+    (other / "mechanism.csv").write_text("timesteps\n1\n")
+    status, _, err = run("plot", tmp_path / "a", other)
+    assert status == 2 and "runs of lipctrl train gail and of lipctrl train mbpo do not share" in err
+    (other / "mechanism.csv").unlink()
+    status, _, err = run("plot", other)
+    assert status == 2 and "neither mechanism.csv nor imitation.csv" in err
 
 
 def test_the_penalised_reward_is_called_an_estimate(tmp_path: Path, run: Run, demos: Path) -> None:

@@ -16,7 +16,9 @@ from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 import lipctrl.cli.off_policy
 from lipctrl.agents.checkpoint import load_agents
 from lipctrl.agents.sac import SAC
+from lipctrl.cli.train_sac import SacTraining, TrainSettings
 from lipctrl.nn.plain import PlainNet
+from lipctrl.nn.reward import LearnedReward
 from lipctrl.runs import read_metrics
 
 Run = Callable[..., tuple[int, str, str]]
@@ -211,6 +213,45 @@ def test_images_and_discrete_spaces_are_refused(
     assert status == 2
     assert err.splitlines()[-1] == "lipctrl: CartPole-v1 has actions in Discrete(2); lipctrl needs a box of one axis"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fresh_agent_is_trained_on_a_learned_reward(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored is the learned reward of state and action; evaluations are of the environment's; exact resume."""
+    net = PlainNet.mlp([np.array([[1.0, -2.0, 0.5, 0.1, 3.0]])], [np.array([0.7])], [])
+    path = tmp_path / "reward.npz"
+    LearnedReward(net, "softplus", "state-action", 4).save(path)
+    (agent,) = SacTraining.prepare(TrainSettings(env="InvertedPendulum-v5", hidden=(8,), reward=str(path))).agents
+    agent.learn(20)
+    states, actions, rewards, *_ = agent.replay(slice(0, 20))
+    scaled = agent.policy.unscale_action(actions.numpy())
+    np.testing.assert_allclose(rewards, LearnedReward.load(path)(states, scaled), rtol=1e-5)
+    assert rewards.std() > 0
+    extra = ["--reward", path]
+    assert run("train", "sac", *SMALL, *extra, "--out", tmp_path / "whole")[0] == 0
+    returns = [row["evaluation/mean_return"] for row in read_metrics(tmp_path / "whole" / "metrics.csv")]
+    assert all(value == round(value) for value in returns)  # the environment pays 1 per step
+    save = lipctrl.cli.off_policy.Training.save
+
+    def interrupting(self: lipctrl.cli.off_policy.Training) -> None:
+        save(self)
+        if self.agents[0].num_timesteps == 100:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lipctrl.cli.off_policy.Training, "save", interrupting)
+        assert run("train", "sac", *SMALL, *extra, "--out", tmp_path / "cut")[0] == 130
+    original = path.read_bytes()
+    LearnedReward(net, "airl", "state-action", 4).save(path)
+    status, _, err = run("train", "sac", "--resume", tmp_path / "cut")
+    assert status == 2 and "file of reward is not the one" in err
+    path.write_bytes(original)
+    assert run("train", "sac", "--resume", tmp_path / "cut")[0] == 0
+    for name in FILES:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    status, _, err = run("train", "sac", "--env", "Pendulum-v1", *extra, "--out", tmp_path / "other")
+    assert status == 2 and "learned on 4 observations" in err and not (tmp_path / "other").exists()
 
 
 def test_plot_shows_the_mechanism(tmp_path: Path, run: Run) -> None:
