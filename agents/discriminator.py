@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from lipctrl.nn.graph import GraphNet
@@ -23,11 +23,10 @@ from lipctrl.nn.network import FAMILIES, lipschitz_mlp
 from lipctrl.nn.plain import PlainNet
 from lipctrl.nn.reward_forms import reward_tensor
 
+from .leaky import LEAK, forward, jacobian, orthogonal
 from .regularisation import power_iteration
 from .stacked import Stacked, gradients
 from .update import Adam, along
-
-LEAK = 0.1  # slope of the activation for negative inputs
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class Discriminators:
             self._stacked = Stacked([net.to(self.device) for net in self.nets])
             self.leaves = self._stacked.leaves
         else:
-            drawn = [_orthogonal(sizes, seed) for seed in self.seeds]
+            drawn = [orthogonal(sizes, seed) for seed in self.seeds]
             self.leaves = [torch.stack(parts).to(self.device) for parts in zip(*drawn, strict=True)]
         if self.settings.spectral:
             self.right = [torch.linalg.svd(m, full_matrices=False).Vh[:, 0].clone() for m in self._hidden(self.leaves)]
@@ -203,28 +202,15 @@ class Discriminators:
 
     def _forward(self, leaves: Sequence[Tensor], x: Tensor, keep: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Logits, and the slopes of the hidden activations."""
-        slopes: list[Tensor] = []
-        h, at = x, 0
-        matrices, biases = self._effective(leaves), leaves[1::2]
-        for matrix, bias in zip(matrices[:-1], biases[:-1], strict=True):
-            z = torch.baddbmm(bias[:, None], h, matrix.transpose(1, 2))
-            slope = torch.where(z > 0, 1.0, LEAK)
-            if keep is not None:
-                slope = slope * keep[..., at : at + z.shape[-1]]
-                at += z.shape[-1]
-            slopes.append(slope)
-            h = z * slope
-        return torch.baddbmm(biases[-1][:, None], h, matrices[-1].transpose(1, 2)).squeeze(-1), slopes
+        outputs, slopes = forward(self._effective(leaves), leaves[1::2], x, keep)
+        return outputs.squeeze(-1), slopes
 
     def slopes(self, leaves: Sequence[Tensor], x: Tensor) -> Tensor:
         """Gradients (agents, rows, d) of the logits at inputs (agents, rows, d), differentiable in the leaves."""
         if self.settings.certified:
             return gradients(lambda at: (self.logits(leaves, at[0]).sum(), x), [x])[0][0]
-        matrices, slopes = self._effective(leaves), self._forward(leaves, x, None)[1]
-        g = matrices[-1].expand(-1, x.shape[1], -1)
-        for matrix, slope in zip(reversed(matrices[:-1]), reversed(slopes), strict=True):
-            g = torch.bmm(g * slope, matrix)
-        return g
+        matrices = self._effective(leaves)
+        return jacobian(matrices, forward(matrices, leaves[1::2], x)[1]).squeeze(2)
 
     def reward(self, x: Tensor) -> Tensor:
         """Rewards (agents, rows) of inputs (agents, rows, d)."""
@@ -300,13 +286,3 @@ class Discriminators:
         matrices = [matrix[0].double().cpu().numpy() for matrix in self._effective(self.leaves)]
         biases = [bias[0].double().cpu().numpy() for bias in self.leaves[1::2]]
         return PlainNet.mlp(matrices, biases, f"leaky_relu:{LEAK}")
-
-
-def _orthogonal(sizes: Sequence[int], seed: int) -> list[Tensor]:
-    """Initial matrices and biases: orthogonal, gain of the activation, 0.01 at the output; biases 0."""
-    draws, leaves = torch.Generator().manual_seed(seed), list[Tensor]()
-    for k, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        gain = 0.01 if k + 2 == len(sizes) else (2 / (1 + LEAK**2)) ** 0.5
-        leaves.append(nn.init.orthogonal_(torch.empty(fan_out, fan_in), gain, generator=draws))
-        leaves.append(torch.zeros(fan_out))
-    return leaves

@@ -8,7 +8,7 @@ the next state, a failure or success by that of the absorbing state, r_absorbing
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -28,7 +28,9 @@ from lipctrl.nn.sb3 import LipschitzSacPolicy, LipschitzTd3Policy
 from lipctrl.seeding import generator, seed_of
 
 from .discriminator import Discriminators, Pairs, RewardSettings
+from .expert import check_spaces, subsampled
 from .monitor import CollapseWarning, Monitor
+from .pessimism import Pessimism, PessimismSettings
 from .regularisation import Smoothness
 from .sac import SAC, Actions, Learner, compiled, soft_update
 from .stacked import Stacked
@@ -58,6 +60,8 @@ class GailSettings:
     """Share of the expert's pairs that the discriminator does not see, to measure its accuracy."""
     monitor_every: int = 1000
     """Environment steps between two rows of diagnostics."""
+    pessimism: PessimismSettings = field(default_factory=PessimismSettings)
+    """Multiplier of the learned reward."""
 
     def __post_init__(self) -> None:
         if min(self.n_step, self.subsample, self.monitor_every) < 1 or not 0 <= self.holdout < 1:
@@ -78,6 +82,7 @@ class GailBatch:
         states, actions, next_states: of the first step of a window and behind its last one.
         going: discount of the value of the next state beyond that of one step, (..., batch).
         noise, next_noise: standard normal, (..., batch, m).
+        changes: of the standardised state in the first step, (..., batch, n), or (..., batch, 0): not needed.
         pairs: the fields of `Pairs` with a further axis of the discriminator's steps before their batch.
     """
 
@@ -90,11 +95,15 @@ class GailBatch:
     going: Tensor
     noise: Tensor
     next_noise: Tensor
+    changes: Tensor
     pairs: Pairs
 
     def tensors(self) -> list[Tensor]:
         """All fields in order."""
         return [*list(vars(self).values())[:-1], *self.pairs.tensors()]
+
+
+OWN = len(fields(GailBatch)) - 1  # tensors of the agent's update; those of the discriminator's follow
 
 
 @dataclass(frozen=True)
@@ -196,17 +205,9 @@ class GAIL(SAC):
         Raises:
             UserError: demonstrations of other spaces or too few of them.
         """
-        n, _, m = self.sizes
-        found = (demonstrations.observations.shape[1], demonstrations.actions.shape[1])
-        if found != (n, m):
-            raise UserError(
-                f"the demonstrations have {found[0]} observations and {found[1]} actions per step; the environment "
-                f"has {n} and {m}"
-            )
-        low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
-        if (demonstrations.labels < low - 1e-6).any() or (demonstrations.labels > high + 1e-6).any():
-            raise UserError(f"the demonstrations hold actions outside the limits {low} to {high} of the environment")
-        states, actions = subsampled(demonstrations, self.imitation.subsample, seed=self.seed or 0)
+        check_spaces(demonstrations, self.observation_space, self.action_space)
+        kept = subsampled(demonstrations, self.imitation.subsample, seed=self.seed or 0)
+        states, actions = kept.states, kept.labels
         if self._n_updates == 0:
             spread = states.std(0)
             self.memory.get_buffer("reward_mean").copy_(torch.as_tensor(states.mean(0)))
@@ -247,6 +248,12 @@ class GAIL(SAC):
         learner = self.learner
         assert isinstance(learner, GailLearner)
         return learner.discriminators.alone(learner.agents.index(self))
+
+    def dynamics_slopes(self, inputs: Tensor) -> dict[str, float]:
+        """Of the learned dynamics of pessimism at inputs (rows, d) of the discriminator; nothing without them."""
+        learner = self.learner
+        assert isinstance(learner, GailLearner)
+        return learner.pessimism.measure(learner.agents.index(self), inputs)
 
     def learned_reward(self) -> LearnedReward:
         """The reward of now, of raw states and actions, to be saved, certified, or used to train another agent."""
@@ -330,6 +337,7 @@ class GAIL(SAC):
             going.float().view(count, size).to(device),
             noise,
             next_noise,
+            self._changes(rows[:, 0]).view(count, size, -1),
             self._pairs(count),
         )
 
@@ -360,6 +368,12 @@ class GAIL(SAC):
     def _next_states(self, rows: Tensor) -> Tensor:
         found = torch.from_numpy(self.replay_buffer.next_observations[:, 0])[rows]  # type: ignore[union-attr]
         return found.to(self.device, torch.float32)
+
+    def _changes(self, rows: Tensor) -> Tensor:
+        """Of the standardised state in the transitions of these rows, for learned dynamics."""
+        if not self.imitation.pessimism.learned:
+            return torch.zeros(len(rows), 0, device=self.device)
+        return (self._next_states(rows) - self._states_actions(rows)[0]) / self.memory.get_buffer("reward_scale")
 
     def agent_pairs(self, count: int, draws: torch.Generator) -> Tensor:
         """Inputs (count, d) of random pairs of the replay buffer; every failure adds one pair, the absorbing state."""
@@ -409,7 +423,7 @@ class GailLearner(Learner):
     """The updates of several agents and of their discriminators as one batch; see `Learner`.
 
     Attributes:
-        discriminators: of all agents. mean, scale: of the demonstrations' states, (agents, n).
+        discriminators, pessimism: of all agents. mean, scale: of the demonstrations' states, (agents, n).
     """
 
     _step: Callable[..., Tensor]
@@ -428,6 +442,8 @@ class GailLearner(Learner):
         n, bit, m = first.sizes
         seeds = [seed_of(agent.seed or 0, "reward") for agent in self.agents]
         self.discriminators = Discriminators(n + bit + m, n + bit, first.reward, seeds, first.device)
+        of_dynamics = [seed_of(agent.seed or 0, "dynamics") for agent in self.agents]
+        self.pessimism = Pessimism(n, m, first.imitation.pessimism, of_dynamics, first.device)
         self.mean = torch.zeros(len(seeds), n, device=first.device)
         self.scale = torch.ones(len(seeds), n, device=first.device)
         self.stem: Td3Update | Update = (
@@ -445,16 +461,18 @@ class GailLearner(Learner):
     def state(self) -> dict[str, Tensor]:
         """See `Learner`."""
         units = {"reward_mean": self.mean, "reward_scale": self.scale}
-        return self.stem.state() | self.discriminators.state() | units
+        return self.stem.state() | self.discriminators.state() | self.pessimism.state() | units
 
     @torch.no_grad()
     def step(self, act: bool, *tensors: Tensor) -> Tensor:
         """One update of all agents from the tensors of a `GailBatch` without pairs; losses (agents, 3)."""
-        inputs, weights, ending, states, actions, next_states, going, noise, next_noise = tensors
+        inputs, weights, ending, states, actions, next_states, going, noise, next_noise, changes = tensors
         found = self.discriminators.reward(inputs.flatten(1, 2)).view(weights.shape)
-        rewards = (weights * found).sum(-1)
+        rewards = (weights * found).sum(-1) * self.pessimism.multipliers(inputs, (weights > 0).to(weights.dtype))
         if self.discriminators.settings.absorbing:
-            rewards = rewards + ending * self.discriminators.reward(self.zero)
+            absorbing = self.discriminators.reward(self.zero)
+            rewards = rewards + ending * absorbing * self.pessimism.settings.constant
+        self.pessimism.learn(inputs[:, :, 0], changes)
         unused = states.new_zeros(len(states), 1, 1)
         batch = Batch(states, actions, rewards, next_states, going, noise, next_noise, unused, unused)
         if isinstance(self.stem, Update):
@@ -466,9 +484,9 @@ class GailLearner(Learner):
         first = self.agents[0]
         assert isinstance(first, GAIL)
         self.stem.rate.copy_(torch.tensor([agent.rate() for agent in self.agents]))
-        fields = [torch.stack(parts, 1) for parts in zip(*[batch.tensors() for batch in batches], strict=True)]
-        updates, ratio, delay = len(fields[0]), first.reward.ratio, first.td3.delay
-        own, pairs = fields[:9], fields[9:]
+        tensors = [torch.stack(parts, 1) for parts in zip(*[batch.tensors() for batch in batches], strict=True)]
+        updates, ratio, delay = len(tensors[0]), first.reward.ratio, first.td3.delay
+        own, pairs = tensors[:OWN], tensors[OWN:]
         totals = torch.zeros(len(batches), 3, device=first.device)
         judged = torch.zeros(len(batches), 2, device=first.device)
         for at in range(updates):
@@ -500,23 +518,6 @@ def deterministic_update(agents: Sequence[SAC]) -> Td3Update:
         actor_count=numbers(),
         rate=numbers(),
     )
-
-
-def subsampled(demos: Demonstrations, every: int, *, seed: int) -> tuple[Any, Any]:
-    """Every so many-th pair of each episode, from a random start; (rows, n) and (rows, m).
-
-    Raises:
-        UserError: nothing is left.
-    """
-    rng, states, actions = generator(seed, "subsample"), [], []
-    for trajectory in demos.trajectories():
-        start = int(rng.integers(every))
-        states.append(trajectory.observations[:-1][start::every])
-        actions.append(trajectory.labels[start::every])
-    found = np.concatenate(states), np.concatenate(actions)
-    if not len(found[0]):
-        raise UserError(f"no pair is left of {int(demos.lengths.sum())} when every {every}th is kept")
-    return found
 
 
 def _predict_distributions(critic: Any, count: int) -> None:

@@ -58,7 +58,7 @@ class Monitor:
         }
         if "held" in answers:
             row["reward/accuracy_held"] = float(right + (answers["held"] > 0).float().mean()) / 2
-        return row | self.of_agent(agent)
+        return row | agent.dynamics_slopes(own) | self.of_agent(agent)
 
     def of_agent(self, agent: "GAIL") -> dict[str, float]:
         """|grad Q| in standardised state and scaled action, and the Frobenius norm of the policy's Jacobian."""
