@@ -249,6 +249,10 @@ class SAC(stable_baselines3.SAC):
         )
         return states, actions, rewards, next_states, going
 
+    def target_limits(self) -> tuple[float, float] | None:
+        """What targets are clipped to; None: they are not."""
+        return None
+
     def stored(self) -> int:
         """Number of transitions in the replay buffer."""
         assert self.replay_buffer is not None
@@ -425,6 +429,7 @@ def soft_update(agents: Sequence[SAC]) -> Update:
         count=torch.zeros(count, device=device, dtype=torch.float64),
         rate=torch.zeros(count, device=device, dtype=torch.float64),
         beta=torch.full((count,), float("inf") if smooth.beta is None else smooth.beta, device=device),
+        limits=first.target_limits(),
     )
 
 

@@ -94,6 +94,7 @@ class Update:
         log_temperature: (agents,). target_entropy: what the temperature is tuned to, or None: it is fixed.
         count: updates of each agent, (agents,). rate: learning rate, (agents,). beta: see `Smoothness`, (agents,).
         right: right singular vectors of the constrained matrices, kept between updates.
+        limits: targets are clipped to these, or None.
     """
 
     actor: Callable[[Sequence[Tensor], Tensor], tuple[Tensor, Tensor]]
@@ -110,6 +111,7 @@ class Update:
     count: Tensor
     rate: Tensor
     beta: Tensor
+    limits: tuple[float, float] | None = None
     adam: dict[str, Adam] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -145,6 +147,8 @@ class Update:
         value = self.values(self.targets, self.targets.leaves, batch.next_states, next_actions).amin(1)
         soft = value - temperature[:, None] * next_log_prob
         target = batch.rewards + batch.going * self.discount * soft
+        if self.limits is not None:
+            target = target.clamp(*self.limits)
         self.count.add_(1)
         critic_loss = self._critics_step(batch, next_actions, target)
         actor_loss, log_prob = self._actor_step(batch, temperature)
