@@ -13,8 +13,10 @@ from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
 
 from lipctrl.agents.discriminator import RewardSettings
-from lipctrl.agents.gail import GAIL, GailLearner, GailSettings, subsampled
+from lipctrl.agents.expert import subsampled
+from lipctrl.agents.gail import GAIL, GailLearner, GailSettings
 from lipctrl.agents.monitor import Monitor
+from lipctrl.agents.pessimism import PessimismSettings
 from lipctrl.agents.sac import train_together
 from lipctrl.agents.td3 import Td3Settings
 from lipctrl.agents.together import learn_together
@@ -179,14 +181,18 @@ def test_the_absorbing_state_has_its_share_among_the_pairs() -> None:
 
 def test_subsampled_pairs_are_of_the_expert() -> None:
     demos = demonstrations()
-    states, actions = subsampled(demos, 20, seed=0)
+    found = subsampled(demos, 20, seed=0)
+    states, actions = found.states, found.labels
     assert len(states) == 8
     known = {tuple(row) for t in demos.trajectories() for row in np.hstack([t.observations[:-1], t.labels])}
     assert all(tuple(row) in known for row in np.hstack([states, actions]))
 
 
 KINDS: list[dict[str, Any]] = [
-    {"imitation": GailSettings(n_step=3), "reward": RewardSettings(ratio=2, points="rectangle")},
+    {
+        "imitation": GailSettings(n_step=3, pessimism=PessimismSettings("dynamics", hidden=(16,))),
+        "reward": RewardSettings(ratio=2, points="rectangle"),
+    },
     {"imitation": GailSettings(stem="sac"), "reward": RewardSettings(regulariser="certified", form="airl")},
     {"td3": Td3Settings(critic="c51"), "reward": RewardSettings(points="dragan", spectral=True, clip=2.0)},
     {"td3": Td3Settings(critic="quantile"), "reward": RewardSettings(dropout=0.3, mixup=True, absorbing=False)},
