@@ -154,7 +154,8 @@ class Pessimism:
 
     def _kappa(self, penalty: Tensor) -> Tensor:
         deviation = (self.squares / self.seen).sqrt().clamp(min=SMALLEST_DEVIATION).to(penalty.dtype)
-        return (-penalty / deviation[:, None]).exp().clamp(min=self.settings.multiplier)
+        kappa: Tensor = (-penalty / deviation[:, None]).exp().clamp(min=self.settings.multiplier)
+        return kappa
 
     def _count(self, penalty: Tensor) -> None:
         """Add penalties (agents, batch) to the running moments (parallel form of Chan, Golub and LeVeque 1979)."""

@@ -222,7 +222,8 @@ def test_agents_trained_together_are_those_trained_alone(settings: dict[str, Any
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch needs g++")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, inside its compiler
 def test_compiled_updates_are_the_plain_ones() -> None:
-    settings = {"reward": RewardSettings(spectral=True), "imitation": GailSettings(n_step=2)}
+    steep = PessimismSettings("dynamics", hidden=(16,), threshold=1.0)
+    settings = {"reward": RewardSettings(spectral=True), "imitation": GailSettings(n_step=2, pessimism=steep)}
     both = [agent(compiled=compiled, **settings) for compiled in (False, True)]
     for one in both:
         one.train(100, 32)
