@@ -150,12 +150,12 @@ class Pessimism:
         return self._kappa(penalty)
 
     def _excess(self, slopes: Tensor) -> Tensor:
-        return (slopes - self.settings.threshold * self.states**0.5).relu().square()
+        excess: Tensor = (slopes - self.settings.threshold * self.states**0.5).relu().square()
+        return excess
 
     def _kappa(self, penalty: Tensor) -> Tensor:
         deviation = (self.squares / self.seen).sqrt().clamp(min=SMALLEST_DEVIATION).to(penalty.dtype)
-        kappa: Tensor = (-penalty / deviation[:, None]).exp().clamp(min=self.settings.multiplier)
-        return kappa
+        return (-penalty / deviation[:, None]).exp().clamp(min=self.settings.multiplier)
 
     def _count(self, penalty: Tensor) -> None:
         """Add penalties (agents, batch) to the running moments (parallel form of Chan, Golub and LeVeque 1979)."""
