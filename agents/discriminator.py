@@ -86,8 +86,11 @@ class RewardSettings:
             raise ValueError(f"hidden, batch and ratio must be at least 1, found {self.hidden, self.batch, self.ratio}")
         if min(self.entropy, self.weight_decay) < 0 or not 0 <= self.dropout < 1:
             raise ValueError("entropy and weight_decay must not be negative and dropout in [0, 1)")
-        if not 0 < self.smoothing[0] <= self.smoothing[1] < 2:
-            raise ValueError(f"smoothing needs 0 < low <= high < 2, found {self.smoothing}")
+        low, high = self.smoothing
+        if not 0 < low <= high or low + high > 2:  # above a mean of 1 the loss has no minimum
+            raise ValueError(f"smoothing needs 0 < low <= high with a mean of at most 1, found {self.smoothing}")
+        if self.mixup and self.smoothing != (1.0, 1.0):
+            raise ValueError("mixup has labels of its own: it does not go with smoothing")
         if self.certified and (self.spectral or self.dropout or self.weight_decay):
             raise ValueError("a certified reward takes neither spectral normalisation nor dropout nor weight_decay")
         if self.family not in FAMILIES or self.family == "unconstrained":

@@ -13,9 +13,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ POLICIES: dict[str, dict[str, type[BasePolicy]]] = {
     "td3": {"MlpPolicy": TD3Policy, "LipschitzMlpPolicy": LipschitzTd3Policy},
     "sac": {"MlpPolicy": SACPolicy, "LipschitzMlpPolicy": LipschitzSacPolicy},
 }
-SMALLEST_SCALE = 1e-3  # of a state's standard deviation in the demonstrations, as a part of the largest one
+SMALLEST_SCALES = (1e-6, 1e-8)  # of a state's standard deviation, relative to its mean and absolute; else constant
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class GailSettings:
     subsample: int = 1
     """Keep every so many-th pair of the demonstrations, from a random start in each episode."""
     holdout: float = 0.1
-    """Share of the expert's pairs that the discriminator does not see, to measure its accuracy."""
+    """Share of the expert's pairs, at random, that the discriminator does not see, to measure its accuracy. Without
+    subsampling their neighbours in time are seen, so that the accuracy says little about other demonstrations."""
     monitor_every: int = 1000
     """Environment steps between two rows of diagnostics."""
     pessimism: PessimismSettings = field(default_factory=PessimismSettings)
@@ -69,6 +72,8 @@ class GailSettings:
                 "n_step, subsample and monitor_every must be at least 1 and holdout in [0, 1), found "
                 f"{self.n_step}, {self.subsample}, {self.monitor_every}, {self.holdout}"
             )
+        if self.stem == "sac" and self.n_step > 1:
+            raise ValueError("n_step above 1 needs the stem td3: a soft target has an entropy for every step")
 
 
 @dataclass
@@ -155,6 +160,8 @@ class GAIL(SAC):
         self.history: list[dict[str, float]] = []
         self.expert: Expert | None = None
         self._warned = False
+        if "smoothness" in others:
+            raise UserError("GAIL takes no smoothness of its critics; LayerNorm is a setting of imitation")
         known = POLICIES[self.imitation.stem]
         kind = known.get(policy, policy) if isinstance(policy, str) else policy
         smoothness = Smoothness(layer_norm=self.imitation.layer_norm)
@@ -175,9 +182,37 @@ class GAIL(SAC):
         bit = int(self.reward.absorbing)
         self.sizes = (n[0], bit, m[0])
         self.monitor = Monitor(seed=seed_of(self.seed or 0, "monitor"), device=self.device)
+        if not 0 <= self.gamma < 1:
+            raise UserError(f"GAIL needs a discount in [0, 1), found gamma = {self.gamma}")
+        if self.optimize_memory_usage or self._vec_normalize_env is not None:
+            raise UserError(
+                "GAIL needs SB3's plain ReplayBuffer and an environment without VecNormalize: it standardises itself"
+            )
         super()._setup_model()
         if self.n_envs != 1:
             raise UserError(f"GAIL steps one environment, found {self.n_envs}; for several seeds train several agents")
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        """As in Stable-Baselines3. Where the environment begins anew, no window may run from the old episode on."""
+        memory = self.replay_buffer
+        if reset_num_timesteps or self._last_obs is None:
+            self.history, self._warned = [], False
+            if memory is not None and memory.size() and not memory.dones[memory.pos - 1, 0]:
+                memory.dones[memory.pos - 1] = memory.timeouts[memory.pos - 1] = 1
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _store_transition(
+        self, replay_buffer: Any, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
+    ) -> None:
+        """As in `SAC`, without the environment's reward, which nothing reads."""
+        super()._store_transition(replay_buffer, buffer_action, new_obs, np.zeros_like(reward), dones, infos)
 
     def _create_aliases(self) -> None:
         if self.deterministic and self.td3.critic != "scalar":
@@ -211,13 +246,13 @@ class GAIL(SAC):
         if self._n_updates == 0:
             spread = states.std(0)
             self.memory.get_buffer("reward_mean").copy_(torch.as_tensor(states.mean(0)))
-            floor = SMALLEST_SCALE * max(spread.max(), 1e-9)
+            floor = np.maximum(SMALLEST_SCALES[0] * np.abs(states.mean(0)), SMALLEST_SCALES[1])
             self.memory.get_buffer("reward_scale").copy_(torch.as_tensor(np.where(spread < floor, 1.0, spread)))
         scaled = torch.as_tensor(self.policy.scale_action(actions), dtype=torch.float32, device=self.device)
         rows = self.inputs(torch.as_tensor(states, dtype=torch.float32, device=self.device), scaled)
         order = torch.as_tensor(generator(self.seed or 0, "holdout").permutation(len(rows)))
-        held = round(self.imitation.holdout * len(rows)) if len(rows) > 1 else 0
-        ends = float(demonstrations.terminations.sum()) / self.imitation.subsample
+        held = min(round(self.imitation.holdout * len(rows)), len(rows) - 1)
+        ends = float(demonstrations.terminations.sum()) / self.imitation.subsample * (1 - held / len(rows))
         self.expert = Expert(rows[order[held:]], rows[order[:held]], ends if self.reward.absorbing else 0.0)
 
     def inputs(self, states: Tensor, actions: Tensor) -> Tensor:
@@ -305,10 +340,27 @@ class GAIL(SAC):
                 warnings.warn(advice, CollapseWarning, stacklevel=2)
 
     def report(self, losses: Sequence[float], updates: int) -> None:
-        """Count and log updates."""
-        super().report(losses[:3], updates)
-        self.logger.record("reward/loss", losses[3])
-        self.logger.record("reward/penalty", losses[4])
+        """Count and log updates.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        critic_loss, actor_loss, temperature, loss, penalty = losses
+        self._n_updates += updates
+        self._refresh()
+        if not np.isfinite([critic_loss, loss]).all():
+            raise UserError(
+                f"GAIL diverged after {self._n_updates} updates: its losses are {critic_loss} (critics) and {loss} "
+                "(discriminator)"
+            )
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        rows = {"train/critic_loss": critic_loss, "reward/loss": loss, "reward/penalty": penalty}
+        if np.isfinite(actor_loss):  # an actor that waited has none
+            rows["train/actor_loss"] = actor_loss
+        if not self.deterministic:
+            rows["train/ent_coef"] = temperature
+        for name, value in rows.items():
+            self.logger.record(name, value)
 
     def batches(self, count: int, size: int) -> GailBatch:  # type: ignore[override]
         """What `count` updates need, without the agents' axis."""
@@ -467,11 +519,10 @@ class GailLearner(Learner):
     def step(self, act: bool, *tensors: Tensor) -> Tensor:
         """One update of all agents from the tensors of a `GailBatch` without pairs; losses (agents, 3)."""
         inputs, weights, ending, states, actions, next_states, going, noise, next_noise, changes = tensors
-        found = self.discriminators.reward(inputs.flatten(1, 2)).view(weights.shape)
-        rewards = (weights * found).sum(-1) * self.pessimism.multipliers(inputs, (weights > 0).to(weights.dtype))
-        if self.discriminators.settings.absorbing:
-            absorbing = self.discriminators.reward(self.zero)
-            rewards = rewards + ending * absorbing * self.pessimism.settings.constant
+        found = self.discriminators.reward(torch.cat([inputs.flatten(1, 2), self.zero], 1))  # one pass for both
+        multipliers = self.pessimism.multipliers(inputs, (weights > 0).to(weights.dtype))
+        rewards = (weights * found[:, :-1].view(weights.shape)).sum(-1) * multipliers
+        rewards = rewards + ending * found[:, -1:] * self.pessimism.settings.constant
         self.pessimism.learn(inputs[:, :, 0], changes)
         unused = states.new_zeros(len(states), 1, 1)
         batch = Batch(states, actions, rewards, next_states, going, noise, next_noise, unused, unused)
@@ -487,6 +538,9 @@ class GailLearner(Learner):
         tensors = [torch.stack(parts, 1) for parts in zip(*[batch.tensors() for batch in batches], strict=True)]
         updates, ratio, delay = len(tensors[0]), first.reward.ratio, first.td3.delay
         own, pairs = tensors[:OWN], tensors[OWN:]
+        behind = {agent._n_updates % delay for agent in self.agents}
+        if first.deterministic and len(behind) > 1:
+            raise UserError("agents that are trained together must have made as many updates, up to the actor's delay")
         totals = torch.zeros(len(batches), 3, device=first.device)
         judged = torch.zeros(len(batches), 2, device=first.device)
         for at in range(updates):
@@ -494,7 +548,9 @@ class GailLearner(Learner):
                 judged += self._judge(*[part[at, :, k] for part in pairs])
             act = (first._n_updates + at + 1) % delay == 0
             totals += self._step(act, *[part[at] for part in own])
-        return torch.cat([totals / updates, judged / (updates * ratio)], -1).tolist()
+        acted = (first._n_updates + updates) // delay - first._n_updates // delay if first.deterministic else updates
+        counts = totals.new_tensor([updates, acted, updates])
+        return torch.cat([totals / counts, judged / (updates * ratio)], -1).tolist()
 
 
 def deterministic_update(agents: Sequence[SAC]) -> Td3Update:

@@ -50,6 +50,8 @@ def learn_together(
         raise UserError("agents that are trained together have one environment each and a train_freq in steps")
     if first.learner.agents != list(agents):
         type(first.learner)(agents)
+    # as in Stable-Baselines3, -1 stands for as many updates as steps
+    updates = first.gradient_steps if first.gradient_steps >= 0 else first.train_freq.frequency  # type: ignore[union-attr]
     hooks, ends = [], []
     for agent, callback in zip(agents, callbacks or [None] * len(agents), strict=True):
         total, hook = agent._setup_learn(total_timesteps, callback, reset_num_timesteps)
@@ -61,8 +63,8 @@ def learn_together(
         while going and first.num_timesteps < ends[0]:
             stepped = pool.map(_step, agents, hooks) if threads > 1 else map(_step, agents, hooks)
             going = all(list(stepped))
-            if first.num_timesteps > first.learning_starts and first.gradient_steps > 0:
-                train_together(agents, first.gradient_steps, first.batch_size)
+            if first.num_timesteps > first.learning_starts and updates > 0:
+                train_together(agents, updates, first.batch_size)
             going = going and (after_step is None or after_step())
     for hook in hooks:
         hook.on_training_end()
