@@ -147,6 +147,18 @@ def test_weight_decay_shrinks_matrices_beside_adam() -> None:
         torch.testing.assert_close(b - a, shift, rtol=1e-3, atol=1e-7)
 
 
+def test_the_penalty_enters_the_step_by_its_weight() -> None:
+    """A heavy penalty wins: the slopes at its points come to k; without one they do not."""
+    found = {}
+    for weight in (1e-6, 1e3):
+        judge, both = made(regulariser="two-sided", weight=weight, k=0.5), pairs()
+        judge.rate.fill_(1e-2)
+        for _ in range(400):
+            judge.step(*both.tensors())
+        found[weight] = judge.slopes(judge.leaves, judge.points(both)).norm(dim=-1)
+    assert float((found[1e3] - 0.5).abs().max()) < 0.1 < float((found[1e-6] - 0.5).abs().max())
+
+
 @pytest.mark.parametrize(
     "others",
     [
@@ -219,6 +231,8 @@ def test_the_plain_network_is_the_discriminator(others: dict[str, Any]) -> None:
         ({"regulariser": "certified", "spectral": True}, "certified"),
         ({"dropout": 1.0}, "dropout"),
         ({"smoothing": (1.2, 0.7)}, "smoothing"),
+        ({"smoothing": (1.0, 1.2)}, "mean of at most 1"),
+        ({"mixup": True, "smoothing": (0.7, 1.2)}, "mixup"),
         ({"ratio": 0}, "ratio"),
         ({"family": "sandwhich"}, "family"),
     ],

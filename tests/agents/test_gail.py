@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import Logger
 
 from lipctrl.agents.discriminator import RewardSettings
 from lipctrl.agents.expert import subsampled
-from lipctrl.agents.gail import GAIL, GailLearner, GailSettings
+from lipctrl.agents.gail import GAIL, OWN, GailLearner, GailSettings
 from lipctrl.agents.monitor import Monitor
 from lipctrl.agents.pessimism import PessimismSettings
 from lipctrl.agents.sac import train_together
@@ -24,6 +24,7 @@ from lipctrl.demos.demonstrations import Demonstrations, Trajectory
 from lipctrl.files import UserError
 
 SHAPE = {"net_arch": [32, 32]}
+PLAIN = GailSettings(layer_norm=False)
 
 
 def demonstrations(n: int = 3, m: int = 1, *, failures: int = 0, episodes: int = 4) -> Demonstrations:
@@ -112,6 +113,111 @@ def test_rewards_are_those_of_the_discriminator_of_now() -> None:
     assert (targets[0] != targets[1]).all() and float(targets[1].abs().max()) < 100
 
 
+def test_a_batch_row_by_row() -> None:
+    """Rewards' weights, next states and units of four-step windows, by loops over the buffer."""
+    made = agent(rows=210, imitation=GailSettings(n_step=4), gamma=0.9)
+    memory = made.replay_buffer
+    assert memory is not None
+    made.draws.manual_seed(5)
+    at = torch.randint(made.stored(), (64,), generator=torch.Generator().manual_seed(5))
+    batch = made.batches(1, 64)
+    mean, scale = (made.memory.get_buffer(f"reward_{name}").numpy() for name in ("mean", "scale"))
+    for k, row in enumerate(at.tolist()):
+        rows, lengths, _ = made.windows(at[k : k + 1])
+        steps = int(lengths)
+        last = int(rows[0, steps - 1])
+        expected = [0.9**i if i < steps else 0.0 for i in range(4)]
+        np.testing.assert_allclose(batch.weights[0, k].numpy(), expected, rtol=1e-6)
+        np.testing.assert_allclose(batch.states[0, k].numpy(), memory.observations[row, 0], rtol=1e-6)
+        np.testing.assert_allclose(batch.next_states[0, k].numpy(), memory.next_observations[last, 0], rtol=1e-6)
+        for i in range(steps):
+            now = int(rows[0, i])
+            x = [*((memory.observations[now, 0] - mean[0]) / scale[0]), 0.0, *memory.actions[now, 0]]
+            np.testing.assert_allclose(batch.inputs[0, k, i].numpy(), x, rtol=1e-4, atol=1e-5)
+    noise = made.batches(50, 64)
+    assert [float(n.std()) for n in (noise.noise, noise.next_noise)] == pytest.approx([1, 1], abs=0.05)
+
+
+def test_how_often_what_is_updated() -> None:
+    made = agent(reward=RewardSettings(ratio=3), td3=Td3Settings(delay=2))
+    made.train(7, 16)
+    counted = {name: float(made.memory.get_buffer(name)) for name in ("count", "actor_count", "reward_count")}
+    assert counted == {"count": 7, "actor_count": 3, "reward_count": 21}
+
+
+def test_exploration_adds_the_noise_that_is_set() -> None:
+    made = agent(rows=0, td3=Td3Settings(noise=0.3), learning_starts=0)
+    made._last_obs = np.zeros((1, 3), np.float32)
+    found = np.concatenate([made._sample_action(0)[1] for _ in range(2000)])
+    assert float(found.std()) == pytest.approx(0.3, rel=0.1)
+    assert float(found.mean()) == pytest.approx(float(made.scaled_actions(torch.zeros(1, 3)).detach()), abs=0.05)
+
+
+def test_stored_rewards_are_never_read() -> None:
+    """Targets are the same bytes whatever the environment paid."""
+    both = [agent(), agent()]
+    memory = both[1].replay_buffer
+    assert memory is not None
+    memory.rewards[:] = np.nan
+    for made in both:
+        made.train(5, 16)
+    found = parameters(both[1])
+    assert all(torch.equal(value, found[name]) for name, value in parameters(both[0]).items())
+
+
+def test_held_out_pairs_are_not_trained_on_and_units_stay() -> None:
+    made = agent(imitation=GailSettings(holdout=0.25), demonstrations=demonstrations(failures=4))
+    expert = made.expert
+    assert expert is not None
+    held, kept = ({tuple(row) for row in rows.tolist()} for rows in (expert.held, expert.pairs))
+    assert len(held) == 40 and len(kept) == 120 and not held & kept
+    assert expert.absorbed == pytest.approx(4 * 0.75)
+    before = made.memory.get_buffer("reward_scale").clone()
+    made.train(1, 8)
+    other = demonstrations()
+    made.set_demonstrations(Demonstrations(**{**vars(other), "observations": 3 * other.observations}))
+    assert torch.equal(made.memory.get_buffer("reward_scale"), before)
+
+
+def test_units_are_each_coordinates_own() -> None:
+    demos = demonstrations()
+    scaled = demos.observations * np.array([5e3, 1e-2, 0.0]) + np.array([0.0, 0.0, 7.0])
+    made = agent(demonstrations=Demonstrations(**{**vars(demos), "observations": scaled}))
+    states = np.concatenate([t.observations[:-1] for t in made_trajectories(scaled, demos)])
+    expected = [*states.std(0)[:2], 1.0]  # what never changes keeps its unit
+    np.testing.assert_allclose(made.memory.get_buffer("reward_scale")[0].numpy(), expected, rtol=1e-5)
+
+
+def made_trajectories(observations: np.ndarray, demos: Demonstrations) -> list[Trajectory]:
+    return list(Demonstrations(**{**vars(demos), "observations": observations}).trajectories())
+
+
+def test_no_window_runs_into_another_training() -> None:
+    made = agent(rows=0, imitation=GailSettings(n_step=5, monitor_every=20), learning_starts=20, batch_size=16)
+    made.learn(90)
+    made.learn(60)  # the environment begins anew behind row 89
+    assert int(made.windows(torch.tensor([87]))[1]) == 3
+    assert float(made.windows(torch.tensor([87]))[2]) == 0  # and its value goes on
+    assert [row["timesteps"] for row in made.history] == [21, 40, 60]
+
+
+def test_monitors_of_a_linear_logit_and_a_linear_policy() -> None:
+    """|grad z| = 3 everywhere, C-validity exp(-(3 - k)^2), the policy's Jacobian a given row in the reward's units."""
+    made = agent(reward=RewardSettings(hidden=(1,), k=2.0), policy_kwargs={"net_arch": []}, imitation=PLAIN)
+    judge = made.learner.discriminators  # type: ignore[attr-defined]
+    for leaf, value in zip(judge.leaves, (0.0, 1e3, 1.0, 0.0), strict=True):
+        leaf.fill_(value)
+    judge.leaves[0][..., 1] = 3.0
+    layer = made.actor.mu[0]  # type: ignore[index, union-attr]
+    layer.weight.data.copy_(torch.tensor([[1e-4, 2e-4, -1e-4]]))  # type: ignore[union-attr, operator]
+    layer.bias.data.zero_()  # type: ignore[union-attr, operator]
+    row = made.monitor.measure(made)
+    assert [row["reward/slope_mean"], row["reward/slope_max"]] == pytest.approx([3, 3], rel=1e-5)
+    assert row["reward/c_validity"] == pytest.approx(np.exp(-1), rel=1e-4)
+    expected = float((torch.tensor([1e-4, 2e-4, -1e-4]) * made.memory.get_buffer("reward_scale")[0]).norm())
+    assert row["policy/slope_95"] == pytest.approx(expected, rel=1e-3)
+
+
 class Ends(gymnasium.Env[Any, Any]):
     """From 0 by any action to a failure, or from 1 by any action to 1 for ever."""
 
@@ -153,7 +259,7 @@ def test_value_of_the_last_state(stem: Any, absorbing: bool) -> None:
             leaf.data.zero_()  # the action stays 0, where the data are
         if stem == "sac":
             made.actor.log_std.bias.data.fill_(-20.0)  # type: ignore[union-attr, operator]
-        learner.step(False, *[part[:1] for part in batch.tensors()[:9]])
+        learner.step(False, *[part[:1] for part in batch.tensors()[:OWN]])
     judge = made.discriminator()
     states = torch.tensor([[0.0], [1.0]])
     rewards = judge.reward(made.inputs(states, torch.zeros(2, 1))[None])[0]
@@ -280,6 +386,16 @@ def test_what_cannot_be_imitated() -> None:
         agent(demonstrations=None).train(1, 8)
     with pytest.raises(UserError, match="must have the same"):
         GailLearner([agent(), agent(reward=RewardSettings(k=2.0))])
+    with pytest.raises(UserError, match="discount"):
+        agent(gamma=1.0)
+    with pytest.raises(UserError, match="no smoothness"):
+        agent(smoothness=None)
+    ahead = agent()
+    ahead.train(1, 8)
+    with pytest.raises(UserError, match="as many updates"):
+        GailLearner([ahead, agent(4)]).run([ahead.batches(1, 8), ahead.batches(1, 8)])
+    with pytest.raises(ValueError, match="n_step above 1"):
+        GailSettings(stem="sac", n_step=2)
     with pytest.raises(UserError, match="one environment"):
         from stable_baselines3.common.env_util import make_vec_env
 
