@@ -164,7 +164,9 @@ def test_one_seed_one_result_saved_and_loaded(tmp_path: Path) -> None:
     first[0].save(tmp_path / "agent")
     loaded = SQIL.load(tmp_path / "agent", device="cpu")
     observation = np.array([0.1, 0.2, 0.3], np.float32)
-    assert np.array_equal(loaded.predict(observation, deterministic=True)[0], first[0].predict(observation, deterministic=True)[0])
+    assert np.array_equal(
+        loaded.predict(observation, deterministic=True)[0], first[0].predict(observation, deterministic=True)[0]
+    )
     with pytest.raises(UserError, match="needs demonstrations"):
         loaded.train(1, 8)
 
