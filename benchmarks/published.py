@@ -32,7 +32,7 @@ import gymnasium
 import matplotlib
 import numpy as np
 from attack_study import ROWS as ATTACKS
-from certify_speed import processor, versions
+from certify_speed import processor
 from iclrnn_study import ROWS as ICLRNN
 from matplotlib.figure import Figure
 from mbpo_study import ROWS as MBPO
@@ -62,6 +62,7 @@ from lipctrl.mpc.tube import mismatch_network
 from lipctrl.nn.plain import PlainNet
 from lipctrl.norms import NormPair
 from lipctrl.policy import PlainPolicy, Policy
+from lipctrl.runs import package_versions
 from lipctrl.seeding import generator
 
 matplotlib.rcParams["svg.hashsalt"] = "lipctrl"  # identical bytes for identical figures
@@ -419,7 +420,7 @@ def main() -> None:
         start = time.perf_counter()
         record = {
             "machine": {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
-            "versions": versions(),
+            "versions": package_versions(),
             **ROWS[name](),
             "seconds in all": time.perf_counter() - start,
         }
