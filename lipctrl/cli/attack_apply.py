@@ -14,7 +14,7 @@ from lipctrl.attacks import MaximalActionDeviation, RandomVertex
 from lipctrl.attacks.fitted import FittedAttack
 from lipctrl.attacks.threat import Threat
 from lipctrl.cli.attacking import deviation_of
-from lipctrl.cli.evaluate import contender_named
+from lipctrl.cli.contenders import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.loops import loops_of
 from lipctrl.cli.progress import bar

@@ -18,7 +18,7 @@ from lipctrl.attacks.fitted import FittedAttack
 from lipctrl.attacks.learned import along_direction, scaled_perturbation
 from lipctrl.attacks.threat import Threat
 from lipctrl.cli.attacking import deviation_of
-from lipctrl.cli.evaluate import contender_named
+from lipctrl.cli.contenders import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.loops import loops_of
 from lipctrl.cli.plan import Contender
@@ -160,6 +160,20 @@ def main(arguments: Sequence[str]) -> None:
         settings.policy, env, lqr_expert(env) if settings.policy == "lqr" else None, settings.horizon
     )
     threat = Threat.parse(settings.threat, deviation_of((victim.net,), env), signal_names(env)[0])
+    fitted, tried, nominal = fit_attack(settings, victim, threat)
+    fitted.save(path)
+    show(tried, nominal)
+    facts = fitted.facts
+    print(
+        f"{path}: on new seeds the mean return falls from {facts['nominal']:.6g} to {facts['attacked']:.6g}; "
+        f"{facts['training steps']} training steps"
+    )
+
+
+def fit_attack(
+    settings: AttackFitSettings, victim: Contender, threat: Threat
+) -> tuple[FittedAttack, list[Tried], float]:
+    """The candidate that hurts a policy most, all candidates, and the nominal return on the seeds of the choice."""
     loops = loops_of(settings.env, threat)
 
     def mean_return(attack: Attack, purpose: str) -> float:
@@ -180,14 +194,14 @@ def main(arguments: Sequence[str]) -> None:
     net, tried, steps = (
         fit_critic(settings, victim.policy, score) if critic else fit_adversary(settings, victim.policy, threat, score)
     )
-    show(tried, score(NoAttack()))
-    assert env.observation_space.shape and env.action_space.shape
-    sizes = env.observation_space.shape[0], env.action_space.shape[0]
-    attacked = mean_return(FittedAttack(settings.attack, net, {}).attack(*sizes), "report")
-    nominal = mean_return(NoAttack(), "report")
-    facts = facts_of(settings, victim, threat) | {"training steps": steps, "nominal": nominal, "attacked": attacked}
-    FittedAttack(settings.attack, net, facts).save(path)
-    print(f"{path}: on new seeds the mean return falls from {nominal:.6g} to {attacked:.6g}; {steps} training steps")
+    observed, acted = loops.envs[0].observation_space.shape, loops.envs[0].action_space.shape
+    assert observed and acted
+    facts = facts_of(settings, victim, threat) | {
+        "training steps": steps,
+        "nominal": mean_return(NoAttack(), "report"),
+        "attacked": mean_return(FittedAttack(settings.attack, net, {}).attack(observed[0], acted[0]), "report"),
+    }
+    return FittedAttack(settings.attack, net, facts), tried, score(NoAttack())
 
 
 def facts_of(settings: AttackFitSettings, victim: Contender, threat: Threat) -> dict[str, Any]:

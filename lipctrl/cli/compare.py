@@ -19,7 +19,7 @@ from rich.table import Table
 from lipctrl.attacks.threat import Threat
 from lipctrl.cli.attacking import check_attack, deviation_of, searcher
 from lipctrl.cli.cells import Runner, cells_of
-from lipctrl.cli.evaluate import contender_named
+from lipctrl.cli.contenders import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.fitted import known_attack
 from lipctrl.cli.partial import collected

@@ -10,17 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from lipctrl.attacks.threat import Threat
-from lipctrl.certify.bracket import certify
 from lipctrl.cli.attacking import check_attack, deviation_of, searcher
 from lipctrl.cli.cells import Runner
-from lipctrl.cli.experts import Env, Expert, lqr_expert, make_env, signal_names
+from lipctrl.cli.contenders import contenders_named
+from lipctrl.cli.experts import Env, lqr_expert, make_env, signal_names
+from lipctrl.cli.fits import fit_all, fits_of
 from lipctrl.cli.fitted import fitted_facts, known_attack
-from lipctrl.cli.loading import load_network
-from lipctrl.cli.mpc_modes import mpc_with_backup
 from lipctrl.cli.partial import partial_section
 from lipctrl.cli.plan import Contender, Plan
 from lipctrl.cli.sections import evaluate
-from lipctrl.cli.trainings import members
 from lipctrl.config import parse, read_config, updated
 from lipctrl.evaluation.engine import Engine
 from lipctrl.evaluation.report import Section, write
@@ -30,8 +28,6 @@ from lipctrl.evaluation.store import Store
 from lipctrl.evaluation.summary import Row
 from lipctrl.evaluation.tiers import TIERS, TierName
 from lipctrl.files import RequirementFailed, UserError
-from lipctrl.nn.plain import PlainNet
-from lipctrl.policy import PlainPolicy
 from lipctrl.runs import Run, git_state, package_versions
 
 WHERE = ("workers", "engine", "out", "resume")
@@ -68,6 +64,9 @@ class EvaluateSettings:
     """Episodes on new seeds for the attack that turns out worst, which takes the bias of choosing it away; 0: none."""
     search: int | None = None
     """Closed loops that a search may spend per episode and radius."""
+    training: int | None = None
+    """Environment steps of each attack that is trained against every policy first, Robust Sarsa, SA-RL and PA-AD; 0:
+    none is. By default that of the tier; none where attacks are given."""
     horizon: int = 10
     """Steps that "mpc" looks ahead."""
     ladder: tuple[float, ...] | None = None
@@ -98,8 +97,10 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         for attack in self.attacks or ():
             known_attack(attack)
-        if self.fresh is not None and self.fresh < 0:
-            raise ValueError(f"fresh must not be negative, found {self.fresh}")
+        for name in ("fresh", "training"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must not be negative, found {value}")
         if not all(0 <= share < 1 for share in self.ladder or ()) or (self.parts or 0) < 0:
             raise ValueError(f"ladder needs shares in [0, 1), parts a number, found {self.ladder} and {self.parts}")
         for name in ("horizon", "search", "workers", "budget"):
@@ -150,6 +151,7 @@ def main(arguments: Sequence[str]) -> None:
             print(f"partial: {section.partial}; go on with: lipctrl evaluate --resume {run.path}")
 
     try:
+        plan, facts = trained(settings, plan, facts, contenders, run.path)
         section = evaluate(plan, contenders, expert=expert, animate=True, facts=facts, runner=runner)
     except (UserError, KeyboardInterrupt) as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -171,6 +173,20 @@ def _as_it_was(given: EvaluateSettings, run: Run) -> EvaluateSettings:
     data, source = read_config(str(run.path / "settings.yaml"), "evaluate")
     own = {name: getattr(given, name) for name in (*WHERE, "budget", "require")}
     return replace(updated(EvaluateSettings(), data, source), **own)
+
+
+def trained(
+    settings: EvaluateSettings, plan: Plan, facts: dict[str, str], contenders: Sequence[Contender], folder: Path
+) -> tuple[Plan, dict[str, str]]:
+    """The plan with the attacks that are trained first, and what the report says of them."""
+    training = TIERS[settings.tier].training if settings.training is None else settings.training
+    fits = fits_of(plan, contenders, training, settings.threat, folder / "attacks") if training else []
+    if not fits or settings.attacks is not None:
+        return plan, facts
+    if settings.budget is not None and settings.budget < training * len(fits):
+        return plan, facts | {"left out: trained attacks": f"they take {training * len(fits):,} steps, over the budget"}
+    files = fit_all(fits, workers=settings.workers, engine=settings.engine)
+    return replace(plan, attacks=(*plan.attacks, *files)), facts | fitted_facts(files)
 
 
 def gate(conditions: Sequence[Condition], section: Section, policy: str) -> None:
@@ -231,42 +247,6 @@ def plan_of(
         facts["tier"] += "; the attacks were chosen by hand"
     facts |= {f"left out: {attack}": reason for attack, reason in left_out.items()}
     return plan, facts | fitted_facts(attacks)
-
-
-def contender_named(name: str, env: Env, expert: Expert | None, horizon: int) -> Contender:
-    """What a word of the command line stands for.
-
-    Raises:
-        UserError: no such policy, or one of other sizes.
-    """
-    if name == "mpc":
-        return Contender("mpc", mpc_with_backup(env, horizon), None)
-    net = expert.policy.net if name == "lqr" and expert is not None else load_network(Path(name))
-    if (net.input_size,) != env.observation_space.shape or (net.output_size,) != env.action_space.shape:
-        assert env.spec is not None
-        raise UserError(
-            f"{name} maps {net.input_size} observations to {net.output_size} actions; {env.spec.id} has "
-            f"{env.observation_space.shape} and {env.action_space.shape}"
-        )
-    found = contender("expert" if name == "lqr" else name, net, env_names=signal_names(env))
-    return found if name == "lqr" else replace(found, source=Path(name))
-
-
-def contenders_named(names: Sequence[str], env: Env, expert: Expert | None, horizon: int) -> list[Contender]:
-    """All of them; a run folder of several trainings stands for one contender per training, its group."""
-    found = []
-    for name in names:
-        own = members(name)
-        group = name if own != [name] else None
-        found += [replace(contender_named(member, env, expert, horizon), group=group) for member in own]
-    return found
-
-
-def contender(name: str, net: PlainNet, *, env_names: tuple[tuple[str, ...], tuple[str, ...]]) -> Contender:
-    """A policy with its bracket in raw units; signal names are filled in from the environment where missing."""
-    if not net.input_names:
-        net = replace(net, input_names=env_names[0], output_names=env_names[1])
-    return Contender(name, PlainPolicy(net), certify(net))
 
 
 def provenance(seed: int) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Progress bars of the command line."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,3 +17,9 @@ def bar(label: str, total: int) -> Iterator[Callable[..., None]]:
     with Progress(*columns, TimeRemainingColumn(), console=CONSOLE) as progress:
         task = progress.add_task(label, total=total)
         yield lambda count=1: progress.advance(task, count)
+
+
+def quiet_in_workers() -> None:
+    """No bars in a worker process: those of several overwrite each other."""
+    if multiprocessing.parent_process() is not None:
+        CONSOLE.quiet = True

@@ -7,8 +7,9 @@ from typing import Any
 
 from lipctrl.agents.bc import BCSettings
 from lipctrl.attacks.threat import Threat
+from lipctrl.cli.contenders import contender
 from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
-from lipctrl.cli.evaluate import EvaluateSettings, contender, provenance, show
+from lipctrl.cli.evaluate import EvaluateSettings, provenance, show
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.plan import Plan
 from lipctrl.cli.sections import evaluate

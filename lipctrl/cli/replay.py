@@ -8,7 +8,7 @@ import numpy as np
 import tyro
 
 from lipctrl.attacks.threat import Threat
-from lipctrl.cli.evaluate import contender_named
+from lipctrl.cli.contenders import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.loops import loops_of
 from lipctrl.config import parse

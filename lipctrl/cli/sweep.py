@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,11 +18,12 @@ from lipctrl.attacks.threat import Threat
 from lipctrl.cli.attacking import deviation_of
 from lipctrl.cli.cells import Runner
 from lipctrl.cli.closed_loop import closed_loop, loop_of
-from lipctrl.cli.evaluate import WHERE, contender, provenance, show
+from lipctrl.cli.contenders import contender
+from lipctrl.cli.evaluate import WHERE, provenance, show
 from lipctrl.cli.experts import Env, make_env, signal_names
 from lipctrl.cli.fitted import known_attack
 from lipctrl.cli.plan import Contender, Plan
-from lipctrl.cli.progress import CONSOLE
+from lipctrl.cli.progress import quiet_in_workers
 from lipctrl.cli.sections import evaluate
 from lipctrl.cli.train_bc import TrainSettings, finish, prepare
 from lipctrl.config import parse, read_config, updated
@@ -129,8 +129,7 @@ def train_all(settings: SweepSettings, lips: Sequence[float], folder: Path) -> l
 def train_one(cloning: TrainSettings) -> None:
     """One training, from the beginning, into the run folder that it names."""
     assert cloning.out is not None
-    if multiprocessing.parent_process() is not None:
-        CONSOLE.quiet = True  # bars of several processes overwrite each other
+    quiet_in_workers()
     _remove(Path(cloning.out))
     demos = Demonstrations.load(Path(cloning.demos))
     run = Run.create(cloning.out, "", cloning, seed=cloning.seed)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 
 from lipctrl.attacks.blind import RandomVertex
-from lipctrl.cli import cells
+from lipctrl.cli import cells, fits
 from lipctrl.cli.main import main
 from lipctrl.evaluation import engine
+from lipctrl.evaluation.tiers import TIERS
 from lipctrl.nn.plain import PlainNet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -237,6 +239,28 @@ def test_a_tier_sets_what_is_not_said(tmp_path: Path, run: Run) -> None:
     assert "pulse-search" in {row["attack"] for row in found["table"]}
     assert "works on the observation" in found["facts"]["left out: mad"]  # the threat is on the action
     assert run(*arguments, tmp_path / "x", "--tier", "hard")[0] == 2
+
+
+def test_the_strong_tier_trains_attacks_and_tries_them_on_all(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fits, "KINDS", ("robust-sarsa",))  # the others are trained in the same way, and take longer
+    monkeypatch.setattr(fits, "CANDIDATES", {"robust-sarsa": 1})
+    monkeypatch.setitem(TIERS, "strong", replace(TIERS["strong"], attacks=("none", "vertex")))
+    linear().save(tmp_path / "net.npz")
+    arguments = ["evaluate", tmp_path / "net.npz", "lqr", "--tier", "strong", "--training", 400, "--radii", 0, 0.1]
+    arguments += ["--episodes", 1, "--fresh", 0, "--ladder", "--parts", 0, "--out", tmp_path / "r"]
+    assert run(*arguments)[0] == 0
+    found, files = section(tmp_path / "r"), sorted((tmp_path / "r" / "attacks").iterdir())
+    assert [file.name for file in files] == ["robust-sarsa-0.npz", "robust-sarsa-1.npz"]
+    tried = {(row["policy"], row["attack"]) for row in found["table"]}
+    assert {(policy, str(file)) for policy in (str(tmp_path / "net.npz"), "expert") for file in files} <= tried
+    assert "fitted to expert" in found["facts"][str(files[1])]
+    stamps = [file.stat().st_mtime_ns for file in files]
+    assert run("evaluate", "--resume", tmp_path / "r")[0] == 0
+    assert stamps == [file.stat().st_mtime_ns for file in files]
+    assert run(*arguments[:-1], tmp_path / "b", "--budget", 700)[0] == 0
+    assert "800 steps, over the budget" in section(tmp_path / "b")["facts"]["left out: trained attacks"]
 
 
 @pytest.mark.parametrize(

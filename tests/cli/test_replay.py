@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lipctrl.cli.evaluate import contender
+from lipctrl.cli.contenders import contender
 from lipctrl.cli.main import main
 from lipctrl.cli.probes import column_bound, family_of
 from lipctrl.evaluation.recording import Recording
