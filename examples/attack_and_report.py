@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from lipctrl.attacks.threat import Threat
-from lipctrl.cli.evaluate import contender, provenance
+from lipctrl.cli.contenders import contender
+from lipctrl.cli.evaluate import provenance
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
 from lipctrl.cli.plan import Plan
 from lipctrl.cli.replay import replay
