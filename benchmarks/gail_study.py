@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py double          # survival bias and absorbing states
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum-none-1 # a single cell by name
     python benchmarks/gail_study.py table                             # what the finished evaluations say
+    python benchmarks/gail_study.py curves                            # draws docs/algorithms/gail-pendulum.svg
 
 Every cell writes benchmarks/results/gail/<cell>.json after every evaluation: returns of ten deterministic episodes of
 each seed, the rows of diagnostics, wall time by phase. Names end in the ratio of discriminator's to agent's updates.
@@ -20,18 +21,21 @@ import gymnasium
 import numpy as np
 import torch
 from certify_speed import processor
+from scipy.stats import spearmanr
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from lipctrl.agents.discriminator import RewardSettings
 from lipctrl.agents.gail import GAIL, GailSettings
 from lipctrl.agents.together import learn_together
-from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
+from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations, named_expert
+from lipctrl.evaluation.plots import imitation_figure
 from lipctrl.evaluation.statistics import interquartile_mean, stratified_bootstrap
 from lipctrl.files import write_text
 from lipctrl.runs import package_versions
 
 FOLDER = Path(__file__).parent / "results" / "gail"
+FIGURE = Path(__file__).parent.parent / "docs" / "algorithms" / "gail-pendulum.svg"
 SEEDS, EPISODES, ROUND = (0, 1, 2, 3, 4, 5), 10, 20
 
 
@@ -176,11 +180,52 @@ def table() -> None:
         seeds = ", ".join(f"{score:.0f}" for score in scores)
         print(f"| {name} | {found.value:.4g} [{found.low:.4g}, {found.high:.4g}] | {seeds} | {means} |")
 
+    print(f"rank correlation of C-validity and return: {c_validity_and_return():.2f}")
+
+
+def curves_of(record: dict[str, Any]) -> list[list[dict[str, float]]]:
+    """Returns and diagnostics of each seed of a cell."""
+    return [
+        [{"timesteps": t, "evaluation/mean_return": r} for t, r in zip(record["steps"], own, strict=True)] + rows
+        for own, rows in zip(zip(*record["returns"], strict=True), record["history"], strict=True)
+    ]
+
+
+def c_validity_and_return() -> float:
+    """Spearman's, over the evaluations of all finished Pendulum cells at a ratio of one."""
+    validity, returns = [], []
+    for path in FOLDER.glob("pendulum-*-1.json"):
+        for seed in curves_of(json.loads(path.read_text())):
+            measured = {
+                int(row["timesteps"] / 500): row["reward/c_validity"] for row in seed if "reward/c_validity" in row
+            }
+            for row in seed:
+                if "evaluation/mean_return" in row and row["timesteps"] // 500 in measured:
+                    validity.append(measured[int(row["timesteps"] // 500)])
+                    returns.append(row["evaluation/mean_return"])
+    return float(spearmanr(validity, returns).statistic)
+
+
+def curves() -> None:
+    """Draw return, slope, accuracy and C-validity of some Pendulum cells."""
+    shown = ("none", "spectral-smoothing", "dropout", "one-sided", "certified")
+    records = {name: json.loads((FOLDER / f"pendulum-{name}-1.json").read_text()) for name in shown}
+    expert = expert_return()
+    levels = {name: (expert if name == "none" else None, 1.0) for name in shown}
+    write_text(FIGURE, imitation_figure({name: curves_of(record) for name, record in records.items()}, levels))
+
+
+def expert_return() -> float:
+    """Of the demonstrator, from the start states of all seeds' evaluations."""
+    test = Monitor(gymnasium.make("Pendulum-v1"))
+    test.reset(seed=1000)
+    return float(evaluate_policy(named_expert("swing-up", test)[0], test, EPISODES * len(SEEDS))[0])  # type: ignore[arg-type]
+
 
 def main() -> None:
-    """Run the cells whose names begin with an argument, or print the table."""
-    if sys.argv[1:] == ["table"]:
-        table()
+    """Run the cells whose names begin with an argument, or say what the finished ones showed."""
+    if sys.argv[1:] in (["table"], ["curves"]):
+        table() if sys.argv[1] == "table" else curves()
         return
     torch.set_num_threads(1)
     for prefix in sys.argv[1:]:
