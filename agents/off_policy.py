@@ -1,7 +1,7 @@
 """Settings of SAC, MBPO and GAIL, and the agents that they describe: one per seed."""
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import gymnasium
@@ -21,6 +21,7 @@ from .gail import GAIL, GailSettings
 from .mbpo import MBPO, RolloutSettings
 from .regularisation import Smoothness
 from .sac import SAC
+from .sqil import LS_IQ, SQIL, SqilSettings
 from .td3 import Td3Settings
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -126,8 +127,10 @@ class MbpoSettings(SacSettings):
 
 @dataclass(frozen=True)
 class ImitationSettings(OffPolicySettings):
-    """Settings of a training with adversarial imitation."""
+    """Settings of a training that imitates demonstrations."""
 
+    method: Literal["gail", "sqil", "ls-iq"] = "gail"
+    """gail: TD3 or SAC on a learned reward; sqil, ls-iq: SAC on constant ones of demonstrations and of replay."""
     env: str = "Pendulum-v1"
     """Gymnasium id of the environment; its reward is only used to evaluate."""
     timesteps: int = 25_000
@@ -162,6 +165,17 @@ class ImitationSettings(OffPolicySettings):
             )
         if self.demonstrations is not None and self.demonstrations < 1:
             raise ValueError(f"demonstrations must be at least 1, found {self.demonstrations}")
+        used = self.imitation.subsample, self.imitation.layer_norm
+        others = GailSettings(subsample=used[0], layer_norm=used[1])
+        if self.method != "gail" and (self.reward, self.td3, self.imitation) != (
+            RewardSettings(),
+            Td3Settings(),
+            others,
+        ):
+            raise ValueError(
+                f"{self.method} learns no reward: of the settings reward, td3 and imitation it takes "
+                "imitation.subsample and imitation.layer_norm only"
+            )
 
 
 def build(
@@ -194,6 +208,12 @@ def _agent(
     policy = "MlpPolicy" if settings.lip is None else "LipschitzMlpPolicy"
     if isinstance(settings, ImitationSettings):
         arguments |= {"train_freq": settings.train_every, "gradient_steps": settings.updates * settings.train_every}
+        if settings.method != "gail":
+            mixed = replace(
+                LS_IQ if settings.method == "ls-iq" else SqilSettings(), subsample=settings.imitation.subsample
+            )
+            arguments |= {"imitation": mixed, "smoothness": Smoothness(layer_norm=settings.imitation.layer_norm)}
+            return SQIL(policy, vector, demonstrations=demonstrations, **arguments)
         arguments |= {"reward": settings.reward, "imitation": settings.imitation, "td3": settings.td3}
         return GAIL(policy, vector, demonstrations=demonstrations, **arguments)
     assert isinstance(settings, SacSettings)

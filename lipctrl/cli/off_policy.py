@@ -6,7 +6,7 @@ With one seed policy.npz, model.zip and metrics.csv lie in the run folder, with 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -48,8 +48,6 @@ class Training:
     Attributes:
         settings, run: of the command. agents: one per seed. rows: metrics of each agent so far.
     """
-
-    LOSSES: ClassVar[Sequence[str]] = ("train/critic_loss", "train/actor_loss", "train/ent_coef")
 
     settings: Any
     run: Run
@@ -114,7 +112,11 @@ class Training:
             returns, _ = evaluate_policy(agent, self.test, self.settings.episodes, return_episode_rewards=True)
             row = {"timesteps": float(agent.num_timesteps), "evaluation/mean_return": float(np.mean(returns))}
             found = agent.logger.name_to_value
-            rows.append(row | {name: float(found.get(name, np.nan)) for name in self.LOSSES})
+            rows.append(row | {name: float(found.get(name, np.nan)) for name in self.losses()})
+
+    def losses(self) -> Sequence[str]:
+        """Names of the losses in metrics.csv."""
+        return "train/critic_loss", "train/actor_loss", "train/ent_coef"
 
     def save(self) -> None:
         """Write checkpoint, metrics and networks of every agent."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from lipctrl.agents.gail import GAIL
 from lipctrl.agents.monitor import CollapseWarning
 from lipctrl.agents.off_policy import ImitationSettings
 from lipctrl.agents.sac import SAC
+from lipctrl.agents.sqil import SQIL
 from lipctrl.certify.reward import Units, proved_slopes
 from lipctrl.cli.experts import signal_names
 from lipctrl.cli.off_policy import Prepared, Training, complete, environments_and_agents, start
@@ -38,8 +39,6 @@ class TrainSettings(ImitationSettings):
 class GailTraining(Training):
     """A training in progress, with what is particular to imitation."""
 
-    LOSSES: ClassVar[Sequence[str]] = (*Training.LOSSES, "reward/loss", "reward/penalty")
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self.demos = demonstrations_of(self.settings)
@@ -51,10 +50,14 @@ class GailTraining(Training):
         agents = environments_and_agents(settings)
         check_demonstrations(demos, settings, agents[0])
         for agent in agents:
-            assert isinstance(agent, GAIL)
+            assert isinstance(agent, GAIL | SQIL)
             agent.set_demonstrations(demos)
         expert = float(demos.returns.mean()) if demos.rewards.any() else None
         return Prepared(agents, {"demos_sha256": demos.sha256(), "expert_return": expert})
+
+    def losses(self) -> Sequence[str]:
+        """See `Training`; those of a learned reward too."""
+        return (*super().losses(), *(("reward/loss", "reward/penalty") if self.settings.method == "gail" else ()))
 
     def train(self) -> None:
         """See `Training`; the first diagnosis of a collapse is printed and kept in run.json."""
@@ -70,7 +73,8 @@ class GailTraining(Training):
 
     def save_more(self, agent: SAC, folder: Path) -> None:
         """The learned reward and the rows of diagnostics."""
-        assert isinstance(agent, GAIL)
+        if not isinstance(agent, GAIL):
+            return
         self.reward_of(agent).save(folder / "reward.npz")
         if agent.history:
             write_metrics(folder / "imitation.csv", complete(agent.history))
@@ -85,19 +89,19 @@ class GailTraining(Training):
         return replace(reward, logit=logit, provenance={**reward.provenance, "env_id": self.settings.env, **of_demos})
 
     def closing(self) -> list[str]:
-        """See `Training`: the return beside the expert's, the slope of the reward, what its form favours."""
+        """See `Training`: the return beside the expert's, the slope of a learned reward, what its form favours."""
         of_agents = [rows[-1]["evaluation/mean_return"] for rows in self.rows]
         agents = [agent for agent in self.agents if isinstance(agent, GAIL)]
         lines = [beside_expert(float(np.mean(of_agents)), self.demos)]
-        lines += [slope_line(self.settings, [self.reward_of(agent) for agent in agents], agents)]
-        favours = favoured(self.settings, ended=bool(self.demos.terminations.any()) or any(map(failed, agents)))
-        lines += [favours] if favours else []
+        if agents:
+            lines += [slope_line(self.settings, [self.reward_of(agent) for agent in agents], agents)]
+            lines += [favoured(self.settings, ended=bool(self.demos.terminations.any()) or any(map(failed, agents)))]
         self.run.record["findings"] = [line for line in lines if line]
         folder = self.folder(0)
         commands = (
-            f"lipctrl plot {self.run.path}",
+            *([f"lipctrl plot {self.run.path}"] if agents else []),
             f"lipctrl certify {folder / 'policy.npz'}",
-            f"lipctrl reward certify {folder / 'reward.npz'}",
+            *([f"lipctrl reward certify {folder / 'reward.npz'}"] if agents else []),
             f"lipctrl evaluate {folder / 'policy.npz'} --env {self.settings.env}",
         )
         return [*self.run.record["findings"], "next: " + commands[0], *(f"      {command}" for command in commands[1:])]
@@ -218,9 +222,9 @@ def main(arguments: Sequence[str]) -> None:
         group="gail",
         prog="lipctrl train gail",
         description="Off-policy adversarial imitation: TD3 or SAC on a reward learned from demonstrations, with a "
-        "penalty on its slope or a proved bound of it, several seeds as one batch. Writes policy.npz, reward.npz, "
-        "model.zip, metrics.csv, imitation.csv and a checkpoint into a run folder; an interrupted run is resumed "
-        "exactly.",
+        "penalty on its slope or a proved bound of it, several seeds as one batch; for comparison SQIL and LS-IQ, "
+        "which learn none. Writes policy.npz, reward.npz, model.zip, metrics.csv, imitation.csv and a checkpoint into "
+        "a run folder; an interrupted run is resumed exactly.",
         args=arguments,
     )
     start(settings, "gail", GailTraining)

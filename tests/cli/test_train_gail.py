@@ -15,6 +15,7 @@ from lipctrl.agents.discriminator import RewardSettings
 from lipctrl.agents.gail import GAIL
 from lipctrl.agents.monitor import Monitor
 from lipctrl.agents.off_policy import ImitationSettings
+from lipctrl.agents.sac import SAC
 from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
 from lipctrl.cli.plot import levels_of
 from lipctrl.cli.train_gail import beside_expert, favoured
@@ -28,7 +29,7 @@ SMALL = ["--timesteps", "80", "--log-interval", "40", "--learning-starts", "30",
 SMALL += ["--hidden", "8", "--reward.hidden", "8", "--reward.batch", "16", "--imitation.monitor-every", "20"]
 PENALISED: list[str] = []
 CERTIFIED = ["--reward.regulariser", "certified"]
-SAC = ["--imitation.stem", "sac"]
+SOFT = ["--imitation.stem", "sac"]
 FILES = ("metrics.csv", "imitation.csv", "policy.npz", "reward.npz")
 
 
@@ -50,8 +51,8 @@ def train(run: Run, demos: Path, out: Path, *more: object) -> tuple[int, str, st
     [
         PENALISED,
         [*CERTIFIED, "--imitation.n-step", "3"],
-        [*SAC, "--reward.spectral"],
-        [*SAC, *CERTIFIED, "--lip", "5"],
+        [*SOFT, "--reward.spectral"],
+        [*SOFT, *CERTIFIED, "--lip", "5"],
     ],
     ids=["td3", "td3-certified", "sac-spectral", "sac-certified-lip"],
 )
@@ -124,6 +125,31 @@ def test_plot_shows_the_learned_reward(tmp_path: Path, run: Run, demos: Path) ->
     (other / "mechanism.csv").unlink()
     status, _, err = run("plot", other)
     assert status == 2 and "neither mechanism.csv nor imitation.csv" in err
+
+
+@pytest.mark.parametrize("method", ["sqil", "ls-iq"])
+def test_baselines_learn_no_reward_and_are_resumed_exactly(
+    tmp_path: Path, run: Run, demos: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    common = ["--timesteps", 80, "--log-interval", 40, "--learning-starts", 30, "--episodes", 1, "--batch", 16]
+    common += ["--hidden", 8, "--demos", demos, "--method", method, "--imitation.subsample", 2]
+    whole, cut, report = tmp_path / "whole", tmp_path / "cut", SAC.report
+    status, out, _ = run("train", "gail", *common, "--out", whole)
+    assert status == 0 and "the expert's" in out and "reward certify" not in out and "slope" not in out
+
+    def interrupting(self: SAC, losses: Sequence[float], updates: int) -> None:
+        report(self, losses, updates)
+        if self.num_timesteps == 60:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAC, "report", interrupting)
+        assert run("train", "gail", *common, "--out", cut)[0] == 130
+    assert run("train", "gail", "--resume", cut)[0] == 0
+    for name in ("metrics.csv", "policy.npz"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    assert list(read_metrics(whole / "metrics.csv")[0])[-1] == "train/ent_coef"
+    assert not (whole / "reward.npz").exists() and not (whole / "imitation.csv").exists()
 
 
 def test_the_penalised_reward_is_called_an_estimate(tmp_path: Path, run: Run, demos: Path) -> None:
@@ -235,6 +261,10 @@ def changed(demos: Path, path: Path, **arrays: Any) -> Path:
         (["--demos", "{demos}", "--reward.form", "fairl"], "set clip"),
         (["--demos", "{demos}", "--out", "{taken}"], "exists"),
         (["--resume", "nowhere"], "not a run folder"),
+        (
+            ["--demos", "{demos}", "--method", "sqil"],
+            "sqil learns no reward: of the settings reward, td3 and imitation",
+        ),
     ],
 )
 def test_bad_input(
