@@ -3,7 +3,7 @@
 Every restart begins at a random extreme point of a small ball, because many objectives have no gradient at d = 0; steps
 are 2.5 times radius/steps long, so that every face can be reached from every start; and the last steps jump to the
 maximiser of the linearised objective, which is a power iteration on convex quadratics. Where the gradient is zero (a
-saturated or inactive network) a step is random. The best point of each row is kept.
+saturated or inactive network) a step goes on along the random start. The best point of each row is kept.
 """
 
 from collections.abc import Callable
@@ -47,9 +47,10 @@ class ProjectedAscent:
                 value, gradient = objective(d)
                 wins = value > highest
                 best, highest = np.where(wins[:, None], d, best), np.where(wins, value, highest)
-                flat = (gradient == 0).all(axis=1)
-                if flat.any():  # saturated or inactive everywhere near: only chance leads out
-                    gradient = np.where(flat[:, None], context.draw(context.random.standard_normal), gradient)
+                # saturated or inactive everywhere near: on along the random start, without a further draw, so that
+                # what one row meets does not change the draws of the others
+                flat = (gradient == 0).all(axis=1, keepdims=True)
+                gradient = np.where(flat, start / ball.scale**2, gradient)
                 d = self._step(context, d, gradient) if k < self.steps else ball.linear_maximiser(gradient)
         return best
 

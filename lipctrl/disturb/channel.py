@@ -10,7 +10,6 @@ changed value lasts is the channel's `lasts`:
 A channel knows what it needs and refuses an environment that lacks it. Importing this module imports no physics.
 """
 
-import difflib
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lipctrl.files import UserError
+from lipctrl.files import UserError, nearest
 from lipctrl.plant import Plant
 
 Array = NDArray[np.float64]
@@ -385,23 +384,12 @@ def plant_of(env: Env, channel: str) -> Plant:
     return plant
 
 
-def unknown(name: str, known: Sequence[str], kind: str) -> UserError:
-    """The error for a name that does not exist: names the nearest one that does."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
-    return UserError(f"unknown {kind} {name!r}{hint}")
-
-
 def _index(model: Any, name: str, kind: Literal["body", "joint"]) -> int:
     named, count = (model.body, model.nbody) if kind == "body" else (model.joint, model.njnt)
     first = 1 if kind == "body" else 0  # nothing acts on the world
-    try:
-        index = int(named(name).id)
-    except KeyError:
-        index = -1
-    if index < first or not name:
-        names = [named(i).name for i in range(first, count)]
-        raise unknown(name, [known for known in names if known], kind)
+    index = next((i for i in range(first, count) if name and named(i).name == name), -1)
+    if index < 0:
+        raise nearest(name, filter(None, (named(i).name for i in range(first, count))), kind)
     return index
 
 

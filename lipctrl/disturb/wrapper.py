@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lipctrl.files import UserError
+from lipctrl.files import UserError, nearest
 from lipctrl.seeding import generator
 
 from .channel import (
@@ -34,7 +34,6 @@ from .channel import (
     is_mujoco,
     mujoco_task,
     scale_fields,
-    unknown,
 )
 
 Array = NDArray[np.float64]
@@ -98,7 +97,7 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
             UserError: an unknown channel, or a value of wrong size or out of range.
         """
         if name not in self.channels:
-            raise unknown(name, list(self.channels), "channel")
+            raise nearest(name, list(self.channels), "channel")
         self._next[name] = self.channels[name].checked(value, self._size[name])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -155,20 +155,10 @@ class Loops:
             tuple(_trace(history, row, lengths[row], x, applied, row % episodes) for row in chosen.tolist())
             for chosen in (blocks + shown, blocks + lowest)
         )
-        return Rollouts(
-            np.asarray(radii, dtype=np.float64),
-            returns.reshape(shape),
-            lengths.reshape(shape),
-            terminated.reshape(shape),
-            deviation.reshape(shape),
-            measures.roughness.reshape(shape),
-            measures.saturated.reshape(shape),
-            measures.tracking.reshape(shape),
-            x.reshape(*shape, -1),
-            traces,
-            worst,
-            batch.context.cost,
-        )
+        counted = [returns, lengths, terminated, deviation, measures.roughness, measures.saturated, measures.tracking]
+        arrays = [np.asarray(radii, dtype=np.float64), *(values.reshape(shape) for values in counted)]
+        numbers: dict[str, Any] = dict(zip(ARRAYS, [*arrays, x.reshape(*shape, -1)], strict=True))
+        return Rollouts(**numbers, traces=traces, worst=worst, cost=batch.context.cost)
 
     def _stepper(self, rows: int, threat: Threat) -> Stepper:
         if self._batched is None:
