@@ -252,7 +252,7 @@ def plan_of(
 def provenance(seed: int) -> dict[str, str]:
     """What a report says of its making."""
     git = git_state()
-    commit = {} if git is None else {"commit": git["commit"] + (", changed since" if git["dirty"] else "")}
+    commit = {} if git is None else {"commit": str(git["commit"])}  # whether it was changed since: run.json
     return {"seed": str(seed), **commit, **{f"version of {name}": v for name, v in package_versions().items()}}
 
 
