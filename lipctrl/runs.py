@@ -95,6 +95,7 @@ class Run:
             "status": "running",
         }
         write_text(path / "settings.yaml", to_yaml(settings, without=without))
+        run.record["files"] = {"settings.yaml": sha256_of(path / "settings.yaml")}  # a run that is killed keeps it
         run.write()
         return run
 

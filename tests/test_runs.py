@@ -44,6 +44,14 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
         Run.open(tmp_path)
 
 
+def test_changed_settings_of_a_run_that_was_killed_are_noticed(tmp_path: Path) -> None:
+    run = Run.create(str(tmp_path / "r"), "r", Example(), seed=0)  # never finished
+    assert Run.open(run.path).checked("settings.yaml").is_file()
+    write_text(run.path / "settings.yaml", "steps: 4\n")
+    with pytest.raises(UserError, match="settings.yaml was changed"):
+        Run.open(run.path).checked("settings.yaml")
+
+
 def test_metrics_keep_every_digit(tmp_path: Path) -> None:
     rows = [{"a": 0.1 + 0.2, "b": 1e-300}, {"a": 2.0, "b": -0.0}]
     write_metrics(tmp_path / "m.csv", rows)

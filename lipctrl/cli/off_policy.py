@@ -175,7 +175,7 @@ def _resume(asked: Any, name: str, kind: type[Training]) -> None:
         raise UserError(f"run {path} is finished; there is nothing to resume")
     data, source = read_config(str(run.checked("settings.yaml")), name)
     settings = updated(type(asked)(), data, source)
-    refuse_others(replace(asked, resume=None), settings)
+    refuse_others(replace(asked, resume=None), replace(settings, out=str(path)))
     if not (path / "checkpoint.pt").is_file():
         raise UserError(f"run {path} was stopped before its first checkpoint; start it anew")
     prepared = kind.prepare(settings)

@@ -105,7 +105,8 @@ def test_a_run_is_not_resumed_with_other_settings_than_its_own(tmp_path: Path, r
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     (tmp_path / "a" / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
     before = (tmp_path / "a" / "checkpoint.pt").read_bytes()
-    for flag, value, used in (("updates", "3", "2"), ("dynamics.cap", "11", "10")):
+    others = (("updates", "3", "2"), ("dynamics.cap", "11", "10"), ("out", "b", str(tmp_path / "a")))
+    for flag, value, used in others:
         status, _, err = run("train", "mbpo", "--resume", tmp_path / "a", f"--{flag}", value)
         assert status == 2 and err.splitlines()[-1] == (
             f"lipctrl: the run was started with {flag} {used} and goes on with it, but {value} is asked for: "
