@@ -1,8 +1,8 @@
 """What smooth critics do to model-based learning: returns and the mechanism, five seeds as one batch per cell.
 
     OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py hopper          # an hour or two; finished cells are not run again
-    OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py double-pendulum # a quarter of an hour
-    OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py perturbed       # half an hour
+    OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py inverted-pendulum double-pendulum # half an hour
+    OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py perturbed       # ten minutes
     OMP_NUM_THREADS=1 python benchmarks/mbpo_study.py hopper-ensemble # a single cell by name
     python benchmarks/mbpo_study.py table                             # what the finished evaluations say
     python benchmarks/mbpo_study.py curves                            # docs/algorithms/mbpo-hopper.svg
@@ -57,6 +57,8 @@ class Cell:
     smoothness: Smoothness = field(default_factory=Smoothness)
     dynamics: DynamicsSettings = SINGLE
     rollouts: RolloutSettings = field(default_factory=RolloutSettings)
+    hidden: tuple[int, ...] = (64, 64)
+    batch: int = 256
     enough: float = float("inf")
     """Return at which the task is solved: the cell ends at the first evaluation where every seed has it."""
 
@@ -66,6 +68,7 @@ HOPPER = Cell(
 )
 SMALL = RolloutSettings(rows=10_000, epoch=250)
 PENDULUM = Cell("InvertedPendulum-v5", 4_000, 500, 10, -0.05, 500, rollouts=SMALL)
+PERTURBED = replace(PENDULUM, steps=3_000, every=1_000, hidden=(32, 32), batch=64, dynamics=replace(SINGLE, cap=250))
 DOUBLE = Cell("InvertedDoublePendulum-v5", 20_000, 1_000, 10, -0.5, 500, rollouts=SMALL, enough=9_000.0)
 CELLS = {
     "hopper-single": HOPPER,
@@ -73,10 +76,11 @@ CELLS = {
     "hopper-spectral": replace(HOPPER, smoothness=SPECTRAL),
     "hopper-layernorm": replace(HOPPER, smoothness=Smoothness(layer_norm=True)),
     "hopper-ensemble": replace(HOPPER, dynamics=ENSEMBLE),
+    "inverted-pendulum": PENDULUM,
     "double-pendulum": DOUBLE,
 } | {
-    f"perturbed-{name}-{bias}": replace(PENDULUM, smoothness=smoothness, rollouts=replace(SMALL, bias=bias))
-    for bias in (0.0, 1.0, 2.0)
+    f"perturbed-{name}-{bias}": replace(PERTURBED, smoothness=smoothness, rollouts=replace(SMALL, bias=bias))
+    for bias in (0.0, 2.0, 1.0)
     for name, smoothness in (("single", Smoothness()), ("fgsm", FGSM))
 }
 
@@ -91,10 +95,10 @@ def agents_of(cell: Cell) -> list[MBPO]:
             device="cpu",
             learning_starts=cell.starts,
             gradient_steps=cell.updates,
-            batch_size=256,
+            batch_size=cell.batch,
             buffer_size=cell.steps,
             target_entropy=cell.target_entropy,
-            policy_kwargs={"net_arch": [64, 64]},
+            policy_kwargs={"net_arch": list(cell.hidden)},
             smoothness=cell.smoothness,
             dynamics=cell.dynamics,
             rollouts=cell.rollouts,
@@ -147,7 +151,10 @@ def group(prefix: str) -> dict[str, Any]:
     return {name: {"real steps": r["steps"][-1], "returns": r["returns"][-1]} for name, r in records.items()}
 
 
-ROWS = {f"mbpo-{prefix}": partial(group, prefix) for prefix in ("hopper", "double-pendulum", "perturbed")}
+ROWS = {
+    f"mbpo-{prefix}": partial(group, prefix)
+    for prefix in ("hopper", "inverted-pendulum", "double-pendulum", "perturbed")
+}
 
 
 def last_common(records: list[dict[str, Any]]) -> int:
@@ -193,7 +200,7 @@ def table() -> None:
     print("| " + " | ".join([*head, "V error", "relative", "minutes, 5 seeds"]) + " |")
     print("|" + "---|" * 11)
     found = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-    for task in ("hopper", "double-pendulum", "perturbed"):
+    for task in ("hopper", "inverted-pendulum", "double-pendulum", "perturbed"):
         cells = {name: record for name, record in found.items() if name.startswith(task) and record["steps"]}
         for name in sorted(cells, key=list(CELLS).index):
             print(row(name, cells[name], last_common(list(cells.values()))))
