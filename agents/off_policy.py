@@ -144,7 +144,7 @@ class ImitationSettings(OffPolicySettings):
     log_interval: int = 2500
     """Environment steps between evaluations, each with a checkpoint."""
     demos: str = ""
-    """Demonstration file, see `lipctrl demos collect`."""
+    """Demonstration file, see `lipctrl demos collect`, or minari:DATASET_ID."""
     demonstrations: int | None = None
     """Imitate the first so many episodes of the file; null: all."""
     train_every: int = 20

@@ -15,6 +15,7 @@ from lipctrl.agents.off_policy import ImitationSettings
 from lipctrl.agents.sac import SAC
 from lipctrl.agents.sqil import SQIL
 from lipctrl.certify.reward import Units, proved_slopes
+from lipctrl.cli.demos_info import read
 from lipctrl.cli.experts import signal_names
 from lipctrl.cli.off_policy import Prepared, Training, complete, environments_and_agents, start
 from lipctrl.cli.progress import CONSOLE
@@ -115,7 +116,7 @@ def demonstrations_of(settings: ImitationSettings) -> Demonstrations:
     """
     if not settings.demos:
         raise UserError("imitation needs demonstrations: --demos FILE (record some with `lipctrl demos collect`)")
-    demos = Demonstrations.load(Path(settings.demos))
+    demos = read(settings.demos)
     count = settings.demonstrations
     if count is None:
         return demos

@@ -227,7 +227,7 @@ IMITATION = {
     "evaluation/mean_return": "return (dashed: the expert's)",
     "reward/slope_95": "slope of the logit, 95 % of sampled pairs [per deviation] (dashed: k)",
     "reward/accuracy_held": "discriminator: accuracy, demonstrations held out",
-    "reward/c_validity": "C-validity",
+    "reward/c_validity": "C-validity: mean of exp(-max(0, slope - k)²)",
 }
 Trainings = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
 """By name of the run, of every seed the rows of metrics and diagnostics, each with its "timesteps"."""
@@ -265,6 +265,7 @@ def imitation_figure(runs: Trainings, levels: Mapping[str, tuple[float | None, f
                 axes.axhline(level, color=f"C{k}", ls="--", lw=1)
     _logarithmic(grid[1])
     for axes in grid[2:]:
+        axes.set(ylim=(0, 1.05))
         axes.set_xlabel("environment steps", fontsize=8)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="lower center", ncols=3, fontsize=8)
     figure.tight_layout(rect=(0, 0.03 + 0.03 * -(-len(runs) // 3), 1, 1))

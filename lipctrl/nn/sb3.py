@@ -11,6 +11,7 @@ does not enlarge it. Behind VecNormalize the observation is a normalised one: di
 SAC's exploration takes its spread from an ordinary network, which the deterministic policy does not use.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -338,20 +339,28 @@ def load_zip(path: Path) -> PlainNet:
     Raises:
         UserError: damaged, not an SB3 zip, or of a policy that cannot be exported.
     """
-    return actor_to_plain(load_policy(path))
+    return actor_to_plain(load_policy(path, critics=False))
 
 
-def load_policy(path: Path) -> BasePolicy:
-    """The policy, with its critic, of a Stable-Baselines3 zip; unpickles. Raises UserError as `load_zip`."""
+def load_policy(path: Path, *, critics: bool = True) -> BasePolicy:
+    """The policy of a Stable-Baselines3 zip; unpickles. Raises UserError as `load_zip`.
+
+    Args:
+        critics: with the weights of its critics, which must then be those of its policy class.
+    """
     try:
         data, parameters, _ = load_from_zip_file(path, device="cpu")
         assert data is not None
         policy_class, arguments = data["policy_class"], data.get("policy_kwargs", {})
-        extra = {"seed": data.get("seed")} if isinstance(data.get("history"), list) else {}
+        seeded = "seed" in inspect.signature(policy_class.__init__).parameters  # a policy of behaviour cloning
+        extra = {"seed": data.get("seed")} if seeded else {}
         policy = policy_class(
             data["observation_space"], data["action_space"], lambda _: 0.0, **extra, **(arguments | _sde(data))
         )
-        policy.load_state_dict(parameters["policy"])
+        stored = {name: v for name, v in parameters["policy"].items() if critics or not name.startswith("critic")}
+        missing = policy.load_state_dict(stored, strict=critics).missing_keys
+        if any(not name.startswith("critic") for name in missing):
+            raise KeyError(missing)
     except UserError:
         raise
     except Exception as error:  # SB3 raises whatever zip, pickle or torch raised

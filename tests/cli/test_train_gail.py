@@ -17,6 +17,7 @@ from lipctrl.agents.monitor import Monitor
 from lipctrl.agents.off_policy import ImitationSettings
 from lipctrl.agents.sac import SAC
 from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
+from lipctrl.cli.loading import load_network
 from lipctrl.cli.plot import levels_of
 from lipctrl.cli.train_gail import beside_expert, favoured
 from lipctrl.demos.demonstrations import ARRAYS, Demonstrations, Trajectory
@@ -103,6 +104,8 @@ def test_a_run_folder_holds_policy_and_reward_and_its_next_commands_run(tmp_path
     commands = [line.removeprefix("next:").strip() for line in out.splitlines() if "lipctrl " in line]
     assert [line.split()[1] for line in commands] == ["plot", "certify", "reward", "evaluate"]
     assert run(*commands[1].split()[1:])[0] == 0
+    zipped = load_network(tmp_path / "a" / "model.zip")  # its critics have LayerNorm, which no policy class knows
+    assert np.array_equal(zipped(first.observations), PlainNet.load(tmp_path / "a" / "policy.npz")(first.observations))
     assert run(*commands[2].split()[1:], "--method", "own")[0] == 0
 
 
