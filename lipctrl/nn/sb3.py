@@ -357,7 +357,8 @@ def load_policy(path: Path, *, critics: bool = True) -> BasePolicy:
         policy = policy_class(
             data["observation_space"], data["action_space"], lambda _: 0.0, **extra, **(arguments | _sde(data))
         )
-        stored = {name: v for name, v in parameters["policy"].items() if critics or not name.startswith("critic")}
+        weights: Any = parameters["policy"]
+        stored = {name: value for name, value in weights.items() if critics or not name.startswith("critic")}
         missing = policy.load_state_dict(stored, strict=critics).missing_keys
         if any(not name.startswith("critic") for name in missing):
             raise KeyError(missing)
