@@ -15,15 +15,20 @@ from lipctrl.nn.plain import PlainNet
 from lipctrl.policy import PlainPolicy
 
 
-def contender_named(name: str, env: Env, expert: Expert | None, horizon: int) -> Contender:
+def contender_named(
+    name: str, env: Env, expert: Expert | None, horizon: int, *, activation: str | None = None
+) -> Contender:
     """What a word of the command line stands for.
+
+    Args:
+        horizon: steps that "mpc" looks ahead. activation: between the layers of a torch state dict.
 
     Raises:
         UserError: no such policy, or one of other sizes.
     """
     if name == "mpc":
         return Contender("mpc", mpc_with_backup(env, horizon), None)
-    net = expert.policy.net if name == "lqr" and expert is not None else load_network(Path(name))
+    net = expert.policy.net if name == "lqr" and expert is not None else load_network(Path(name), activation=activation)
     if (net.input_size,) != env.observation_space.shape or (net.output_size,) != env.action_space.shape:
         assert env.spec is not None
         raise UserError(
@@ -34,13 +39,16 @@ def contender_named(name: str, env: Env, expert: Expert | None, horizon: int) ->
     return found if name == "lqr" else replace(found, source=Path(name))
 
 
-def contenders_named(names: Sequence[str], env: Env, expert: Expert | None, horizon: int) -> list[Contender]:
+def contenders_named(
+    names: Sequence[str], env: Env, expert: Expert | None, horizon: int, *, activation: str | None = None
+) -> list[Contender]:
     """All of them; a run folder of several trainings stands for one contender per training, its group."""
     found = []
     for name in names:
         own = members(name)
         group = name if own != [name] else None
-        found += [replace(contender_named(member, env, expert, horizon), group=group) for member in own]
+        loaded = [contender_named(member, env, expert, horizon, activation=activation) for member in own]
+        found += [replace(one, group=group) for one in loaded]
     return found
 
 

@@ -75,6 +75,8 @@ class EvaluateSettings:
     parts: int | None = None
     """Parts of the episode in each of which the worst attack of the first policy acts alone, as it does on each
     component alone; 0: neither."""
+    activation: str | None = None
+    """Activation between the layers of a torch state dict (.pt), which does not say it."""
     require: str | None = None
     """Exit with status 3 unless this holds of the first policy: QUANTITY>=NUMBER or <=NUMBER, several with commas, as
     in "worst>=900, failure<=0.1". Quantities: nominal, worst, drop, cvar, failure, failure_high, deviation."""
@@ -130,7 +132,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("evaluate needs a policy: lipctrl evaluate POLICY [POLICY ...]")
     env = make_env(settings.env)
     expert = lqr_expert(env) if "lqr" in settings.policies else None
-    contenders = contenders_named(settings.policies, env, expert, settings.horizon)
+    contenders = contenders_named(settings.policies, env, expert, settings.horizon, activation=settings.activation)
     threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0], env)
     surrounded(env, threat)  # refuses what does not fit before anything is written
     threat.ball(np.array(settings.radii))

@@ -14,12 +14,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from lipctrl.attacks.blind import RandomVertex
 from lipctrl.cli import cells, fits
 from lipctrl.cli.main import main
 from lipctrl.evaluation import engine
 from lipctrl.evaluation.tiers import TIERS
+from lipctrl.nn.onnx import write_onnx
 from lipctrl.nn.plain import PlainNet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -239,6 +241,24 @@ def test_a_tier_sets_what_is_not_said(tmp_path: Path, run: Run) -> None:
     assert "pulse-search" in {row["attack"] for row in found["table"]}
     assert "works on the observation" in found["facts"]["left out: mad"]  # the threat is on the action
     assert run(*arguments, tmp_path / "x", "--tier", "hard")[0] == 2
+
+
+def test_one_network_in_every_form_a_policy_may_have(tmp_path: Path, run: Run) -> None:
+    random = np.random.default_rng(0)
+    weights, biases = [random.normal(size=(4, 2)) / 2, random.normal(size=(1, 4)) / 2], [np.zeros(4), np.zeros(1)]
+    net = PlainNet.mlp(weights, biases, "tanh")
+    net.save(tmp_path / "net.npz")
+    write_onnx(net, tmp_path / "net.onnx")
+    arrays = {f"{k}.weight": w for k, w in enumerate(weights)} | {f"{k}.bias": b for k, b in enumerate(biases)}
+    torch.save({name: torch.from_numpy(value) for name, value in arrays.items()}, tmp_path / "net.pt")
+    files = [tmp_path / f"net.{ending}" for ending in ("npz", "onnx", "pt")]
+    arguments = ["--attacks", "none", "mad", "--radii", 0, 0.1, "--episodes", 1, "--fresh", 0, "--ladder", "--parts", 0]
+    assert run("evaluate", *files, *arguments, "--activation", "tanh", "--out", tmp_path / "r")[0] == 0
+    found = section(tmp_path / "r")["table"]
+    first, *others = ([row["mean"] for row in found if row["policy"] == str(file)] for file in files)
+    assert len(first) == 3 and all(other == pytest.approx(first, rel=1e-5) for other in others)
+    code, _, err = run("evaluate", files[2], *arguments, "--out", tmp_path / "x")
+    assert code == 2 and "add --activation" in err
 
 
 def test_the_strong_tier_trains_attacks_and_tries_them_on_all(
