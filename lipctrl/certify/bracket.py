@@ -208,7 +208,8 @@ def certify(
     norm = norm or NormPair()
     found, seconds = _timed(net, norm, region, method, progress)
     if not found:
-        raise UserError(f"method {method!r} gives no bound for this network in {norm}")
+        advice = "" if method == "auto" else "; the method auto runs all that apply"
+        raise UserError(f"method {method!r} gives no bound for this network in {norm}{advice}")
     upper = found[0]
     if upper.region is not None:
         upper = replace(upper, execution_error=execution_error(net, upper.region, norm=norm))

@@ -30,6 +30,7 @@ from lipctrl.norms import NormPair
 Array = NDArray[np.float64]
 FORMAT = "lipctrl-reward-certificate-1"
 OTHERS = 1e6
+QUICK = ("own", "product")
 Units = Literal["raw", "normalised"]
 
 
@@ -103,10 +104,13 @@ class RewardCertificate:
         raise UserError(f"no bound for the block {block!r} in {units} units; known: {known}")
 
     def verify(self, reward: LearnedReward) -> bool:
-        """Check every proof against the stored reward, with no solver."""
+        """Check every proof against the stored reward, with no solver: one per block and kind of units at least."""
         if reward.sha256() != self.reward_sha256 or (self.form, _finite(reward.clip)) != (reward.form, self.clip):
             return False
         if (self.low, self.high) != tuple(map(_finite, reward_range(reward.form, reward.clip))):
+            return False
+        wanted = {(block, unit) for unit in _units(reward) for block in reward.blocks}
+        if not wanted <= {(slope.block, slope.units) for slope in self.slopes}:
             return False
         return all(self._holds(slope, reward) for slope in self.slopes)
 
@@ -234,8 +238,8 @@ def certify_reward(
 
     Args:
         region: box of network inputs in raw units where the bounds must hold; everywhere by default.
-        method: of the upper bounds, see `bracket.upper_bounds`; "own" is instant for a network that is bounded by
-            construction, "auto" also finds what the training left unused.
+        method: of the upper bounds, see `bracket.upper_bounds`; "own" is quick for a network that exported multipliers
+            (none with maxmin, groupsort, householder), "auto" also finds what the training left unused.
         seed: of the search for witnesses.
         progress: called with what is computed next.
 
@@ -256,19 +260,23 @@ def certify_reward(
     return RewardCertificate(reward.sha256(), reward.form, _finite(reward.clip), low, high, tuple(slopes))
 
 
-def proved_slopes(reward: LearnedReward, *, method: str = "own") -> dict[tuple[Block, Units], float]:
-    """The proved bounds of `certify_reward` alone, everywhere, without a search for witnesses.
+def proved_slopes(reward: LearnedReward) -> dict[tuple[Block, Units], float]:
+    """The smaller of the two quick bounds of `certify_reward`, everywhere, without a search for witnesses.
+
+    They are the network's own, and the product of its norms: layer-wise families with group activations (orthogonal
+    and aol of `lipctrl train gail`) are bounded by construction, but have no multipliers.
 
     Raises:
-        UserError: the method is unknown or gives no bound for this network.
+        UserError: the weights overflow.
     """
     found: dict[tuple[Block, Units], float] = {}
     for unit in _units(reward):
         for block in reward.blocks:
-            bounds = upper_bounds(reward.logit, block_norm(reward, block, unit), method=method)
+            norm = block_norm(reward, block, unit)
+            bounds = [one.bound for method in QUICK for one in upper_bounds(reward.logit, norm, method=method)]
             if not bounds:
-                raise UserError(f"method {method!r} gives no bound for this reward")
-            found[block, unit] = _chained(reward, bounds[0].bound)
+                raise UserError("this reward has no proved slope: its weights overflow")
+            found[block, unit] = _chained(reward, min(bounds))
     return found
 
 

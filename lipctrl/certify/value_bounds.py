@@ -25,7 +25,10 @@ CONSTANTS = (
     "Lipschitz constants of reward, dynamics and policy on a set that is never left",
     "the episode does not end in that set",
 )
+IN_W1 = "constants of reward, kernel and policy in W1"
+DETERMINISTIC = "the policy is deterministic and has the constant that was given"
 UNIT = "reward per unit of input"
+EPS = float(np.finfo(np.float64).eps)
 
 
 def _discount(gamma: float) -> None:
@@ -40,13 +43,14 @@ def one_step_lip(dynamics_lip: float, policy_lip: float) -> float:
 
 
 def _geometric(ratio: float, terms: int) -> float:
-    """1 + ratio + .. + ratio^(terms - 1), accurate also for ratios near 1; inf where it overflows."""
+    """1 + ratio + .. + ratio^(terms - 1), rounded up, accurate also for ratios near 1; inf where it overflows."""
     if ratio == 1 or terms <= 1:
         return float(terms)
     if ratio == 0:
         return 1.0
-    exponent = terms * math.log1p(ratio - 1)
-    return math.inf if exponent > 700 else math.expm1(exponent) / (ratio - 1)
+    exponent = terms * (math.log1p(ratio - 1) if ratio > 0.5 else math.log(ratio))
+    rounding = (4 + 2 * max(exponent, 0.0)) * EPS  # of the exponent, whose error the exponential keeps, and of the rest
+    return math.inf if exponent > 700 else math.expm1(exponent) / (ratio - 1) * (1 + rounding)
 
 
 def horizon_bound(reward_lip: float, step_lip: float, gamma: float, steps: int) -> Guarantee:
@@ -62,7 +66,8 @@ def horizon_bound(reward_lip: float, step_lip: float, gamma: float, steps: int) 
     _discount(gamma)
     if steps < 1:
         raise UserError(f"a horizon has at least one step, found {steps}")
-    value, quantity = reward_lip * _geometric(gamma * step_lip, steps), f"slope of the {steps}-step action value"
+    ratio = math.nextafter(gamma * step_lip, math.inf) if gamma and step_lip else 0.0
+    value, quantity = reward_lip * _geometric(ratio, steps), f"slope of the {steps}-step action value"
     if not math.isfinite(value):
         return Guarantee(quantity, None, UNIT, "bound", CONSTANTS, f"{gamma * step_lip:.4g}^{steps} overflows")
     return Guarantee(quantity, value, UNIT, "bound", CONSTANTS)
@@ -83,12 +88,38 @@ def state_value_bound(action_value: Guarantee, policy_lip: float) -> Guarantee:
     """S4: V(s) = Q(s, mu(s)) has the constant of Q times sqrt(1 + policy_lip^2).
 
     Args:
-        action_value: of `horizon_bound`, `infinite_bound` or `closed_loop_bounds`.
+        action_value: of `horizon_bound`, `infinite_bound`, `closed_loop_bounds` or `linear_loop_bounds`.
+
+    Raises:
+        UserError: a bound of `stochastic_bound`, where the factor is another one, or not of an action value.
     """
+    if IN_W1 in action_value.assumptions:
+        raise UserError("the policy of this bound may be random: use stochastic_state_bound, whose factor is larger")
+    return _of_state(action_value, policy_lip, math.hypot(1.0, policy_lip), DETERMINISTIC)
+
+
+def stochastic_state_bound(action_value: Guarantee, policy_lip: float) -> Guarantee:
+    """S6 for V: the mean of Q(s, .) over a random policy has the constant of Q times 1 + policy_lip.
+
+    |V(s) - V(s')| <= L_Q (|s - s'| + W1(pi(s), pi(s'))), see `stochastic_bound`.
+
+    Args:
+        action_value: of `stochastic_bound`. policy_lip: of s -> pi(. | s) in the Wasserstein distance W1.
+
+    Raises:
+        UserError: not a bound of an action value.
+    """
+    return _of_state(action_value, policy_lip, 1 + policy_lip, IN_W1)
+
+
+def _of_state(action_value: Guarantee, policy_lip: float, factor: float, what: str) -> Guarantee:
     nonnegative(policy_lip=policy_lip)
-    value = None if action_value.value is None else action_value.value * math.hypot(1.0, policy_lip)
+    if "action value" not in action_value.quantity:
+        raise UserError(f"a bound of an action value is needed, found the {action_value.quantity}")
+    value = None if action_value.value is None else action_value.value * factor
     quantity = action_value.quantity.replace("action value", "state value")
-    return Guarantee(quantity, value, action_value.unit, action_value.label, CONSTANTS, action_value.reason)
+    assumptions = tuple(dict.fromkeys((*action_value.assumptions, what)))
+    return Guarantee(quantity, value, action_value.unit, action_value.label, assumptions, action_value.reason)
 
 
 @dataclass(frozen=True)
@@ -244,7 +275,7 @@ def stochastic_bound(reward_lip: float, kernel_lip: float, policy_lip: float, ga
     nonnegative(reward_lip=reward_lip, kernel_lip=kernel_lip, policy_lip=policy_lip)
     _discount(gamma)
     ratio = gamma * kernel_lip * (1 + policy_lip)
-    assumptions = ("constants of reward, kernel and policy in W1", "the episode does not end")
+    assumptions = (IN_W1, "the episode does not end")
     if not ratio < 1:
         reason = f"discount times the constants of kernel and policy is {ratio:.4g}, not below 1"
         return Guarantee("slope of the action value", None, UNIT, "bound", assumptions, reason)

@@ -11,7 +11,6 @@ does not enlarge it. Behind VecNormalize the observation is a normalised one: di
 SAC's exploration takes its spread from an ordinary network, which the deterministic policy does not use.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -339,29 +338,24 @@ def load_zip(path: Path) -> PlainNet:
     Raises:
         UserError: damaged, not an SB3 zip, or of a policy that cannot be exported.
     """
-    return actor_to_plain(load_policy(path, critics=False))
+    return actor_to_plain(load_policy(path))
 
 
-def load_policy(path: Path, *, critics: bool = True) -> BasePolicy:
+def load_policy(path: Path) -> BasePolicy:
     """The policy of a Stable-Baselines3 zip; unpickles. Raises UserError as `load_zip`.
 
-    Args:
-        critics: with the weights of its critics, which must then be those of its policy class.
+    Without `critic` and `critic_target` where these are not the ones that the policy class builds (our SAC and GAIL put
+    LayerNorm into them, or let them predict distributions): nothing that acts needs them.
     """
     try:
         data, parameters, _ = load_from_zip_file(path, device="cpu")
         assert data is not None
         policy_class, arguments = data["policy_class"], data.get("policy_kwargs", {})
-        seeded = "seed" in inspect.signature(policy_class.__init__).parameters  # a policy of behaviour cloning
-        extra = {"seed": data.get("seed")} if seeded else {}
         policy = policy_class(
-            data["observation_space"], data["action_space"], lambda _: 0.0, **extra, **(arguments | _sde(data))
+            data["observation_space"], data["action_space"], lambda _: 0.0, **(arguments | _sde(data))
         )
-        weights: Any = parameters["policy"]
-        stored = {name: value for name, value in weights.items() if critics or not name.startswith("critic")}
-        missing = policy.load_state_dict(stored, strict=critics).missing_keys
-        if any(not name.startswith("critic") for name in missing):
-            raise KeyError(missing)
+        stored: Any = parameters["policy"]  # a state dict, whatever SB3's annotation says
+        policy.load_state_dict(_without_other_critics(policy, stored))
     except UserError:
         raise
     except Exception as error:  # SB3 raises whatever zip, pickle or torch raised
@@ -370,6 +364,18 @@ def load_policy(path: Path, *, critics: bool = True) -> BasePolicy:
         ) from error
     assert isinstance(policy, BasePolicy)
     return policy
+
+
+def _without_other_critics(policy: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The stored parameters without those of critics that do not fit the policy's, which it loses too."""
+    for name in ("critic", "critic_target"):
+        if not hasattr(policy, name):
+            continue
+        own = {f"{name}.{key}": value.shape for key, value in getattr(policy, name).state_dict().items()}
+        if own != {key: value.shape for key, value in state.items() if key.startswith(f"{name}.")}:
+            state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+            delattr(policy, name)
+    return state
 
 
 def _sde(data: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,11 @@ def load_critic(path: Path, *, policy: PlainNet | None = None) -> tuple[PlainNet
         UserError: damaged, no critic inside, or one of other layers than those that can be exported.
     """
     agent = load_policy(path)
+    if isinstance(agent, SACPolicy | TD3Policy) and not hasattr(agent, "critic"):
+        raise UserError(
+            f"the critics of {path} have LayerNorm or predict distributions, and only plain ones can be read: fit one "
+            "with lipctrl attack fit --attack robust-sarsa"
+        )
     if isinstance(agent, SACPolicy | TD3Policy):
         space = agent.action_space
         low, high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)  # type: ignore[attr-defined]

@@ -54,7 +54,7 @@ def test_linear_logits_are_exact_per_block_and_unit(form: str) -> None:
     assert {(s.block, s.units) for s in found.slopes} == set(expected)
     for (block, units), value in expected.items():
         one = found.of(block, units)  # type: ignore[arg-type]
-        alone = proved_slopes(reward_of_net(net, form), method="product")[block, units]  # type: ignore[index]
+        alone = proved_slopes(reward_of_net(net, form))[block, units]  # type: ignore[index]
         assert factor * value <= alone == pytest.approx(factor * value, rel=1e-6)
         assert value <= one.logit.bound * (1 + 1e-12) and one.logit.bound == pytest.approx(value, rel=1e-9)
         assert one.logit_witness.bound == pytest.approx(value, rel=1e-9)
@@ -250,6 +250,30 @@ def test_bad_batches_are_refused() -> None:
             call()
 
 
-def test_a_network_without_a_proof_of_its_own_has_no_quick_bound() -> None:
-    with pytest.raises(UserError, match="gives no bound"):
-        proved_slopes(reward_of_net(linear([3, 0, 0, 4])))
+@pytest.mark.parametrize("family", ["orthogonal", "aol"])
+def test_layers_with_group_activations_have_a_quick_bound_without_multipliers(family: str) -> None:
+    """At most the k of the construction; the method own says what to use, since it has nothing to go by."""
+    reward = reward_of_net(constructed(3.0, family=family, activation="maxmin"))
+    found = proved_slopes(reward)
+    assert found["all", "normalised"] <= 3 * (1 + 1e-9) and found["all", "raw"] <= 3 / SCALE.min() * (1 + 1e-9)
+    x = np.random.default_rng(5).normal(size=(2000, 4)) * SCALE + np.arange(4.0)
+    slopes = reward.logit.jacobian(x)[:, 0]
+    for block in reward.blocks:
+        for units, scale in (("raw", np.ones(4)), ("normalised", SCALE)):
+            steepest = np.linalg.norm(slopes * scale * reward.columns(block), axis=1).max()
+            assert 0.2 * found[block, units] < steepest <= found[block, units]  # type: ignore[index]
+    huge = replace(reward, logit=linear([1e308, 1e308, 1e308, 1e308]))
+    with pytest.raises(UserError, match="weights overflow"):
+        proved_slopes(huge)
+    with pytest.raises(UserError, match="'own' gives no bound .*; the method auto runs all that apply"):
+        certify_reward(reward, method="own")
+
+
+def test_a_certificate_without_every_block_and_unit_is_not_verified() -> None:
+    reward = reward_of_net(constructed())
+    found = certify_reward(reward, method="own")
+    assert found.verify(reward) and len(found.slopes) == 6
+    assert not replace(found, slopes=()).verify(reward)
+    for k in range(6):
+        assert not replace(found, slopes=found.slopes[:k] + found.slopes[k + 1 :]).verify(reward)
+    assert not replace(found, slopes=(*found.slopes[:5], found.slopes[0])).verify(reward)

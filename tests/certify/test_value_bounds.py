@@ -1,6 +1,7 @@
 """Slopes of values against closed forms: scalar and random linear systems, tanh systems, the pendulum."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from lipctrl.certify.value_bounds import (
     published_expression_not_a_bound,
     state_value_bound,
     stochastic_bound,
+    stochastic_state_bound,
 )
 from lipctrl.files import UserError
 from lipctrl.mpc.lqr import lqr
@@ -258,6 +260,37 @@ def test_stochastic_bound_and_why_the_square_root_does_not_carry_over() -> None:
     assert (mean[1e-4] - mean[0.0]) / 1e-4 > 1.9 > math.sqrt(2)
 
 
+def test_the_state_value_of_a_random_policy_needs_its_own_factor() -> None:
+    """r = |(s, a)|, s' = |(s, a)| / 2, and a = c s with probability K / c, else 0: W1-Lipschitz with constant K.
+
+    V(s) = v s with v = g (1 + gamma v / 2), g = 1 - K / c + K sqrt(1 + c^2) / c, and Q = (1 + gamma v / 2) |(s, a)|.
+    """
+    gain, gamma, c = 0.5, 0.9, 1e4
+    g = 1 - gain / c + gain / c * math.hypot(1, c)
+    v = g / (1 - gamma / 2 * g)
+    action = stochastic_bound(1.0, 0.5, gain, gamma)
+    assert 0.999 * number(action) < 1 + gamma / 2 * v <= number(action)
+    state = stochastic_state_bound(action, gain)
+    assert number(state) == pytest.approx(4.615, abs=1e-3) and 0.999 * number(state) < v <= number(state)
+    assert v > 1.3 * number(action) * math.hypot(1, gain)  # 3.44, of a deterministic policy
+    assert state.quantity == "slope of the state value" and state.assumptions == action.assumptions
+    with pytest.raises(UserError, match="use stochastic_state_bound"):
+        state_value_bound(action, gain)
+    assert stochastic_state_bound(stochastic_bound(1.0, 0.6, 1.0, 0.99), 1.0).vacuous
+
+
+def test_the_state_value_keeps_what_the_action_value_assumes() -> None:
+    loop = linear_loop_bounds(1.0, UPRIGHT[:, :2], UPRIGHT[:, 2:], REGULATOR.K, GAMMA)
+    metric = closed_loop_bounds(1.0, SPECTRAL, GAIN, GAMMA, contraction(REGULATOR.A_cl))
+    for action, what in ((loop.action, "the loop is linear"), (metric.action, "the contraction of the closed loop")):
+        found = state_value_bound(action, GAIN)
+        assert what in found.assumptions and set(action.assumptions) < set(found.assumptions)
+        assert number(found) == pytest.approx(number(action) * math.hypot(1, GAIN), rel=1e-12)
+    for convert in (state_value_bound, stochastic_state_bound):
+        with pytest.raises(UserError, match="found the slope of the state value"):
+            convert(loop.state, GAIN)
+
+
 def test_a_value_jumps_where_the_episode_ends() -> None:
     """s' = s, r = 1, end at s >= 1: no constant bounds the value, which is why the bounds exclude the end."""
     value = {s: 1 / (1 - 0.9) if s < 1 else 1.0 for s in (1 - 1e-9, 1.0)}
@@ -319,6 +352,16 @@ def test_bad_numbers_are_refused() -> None:
     ):
         with pytest.raises(UserError):
             call()
+
+
+@pytest.mark.parametrize("gamma", [1e-300, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("step", [5e-324, 1e-300, 1e-20, 1e-16, 0.3, 0.55, 0.6, 1.0, 1 + 1e-12, 1 / 0.9, 1.2, 7.0])
+def test_horizons_are_not_below_the_exact_sum(gamma: float, step: float) -> None:
+    """In rational arithmetic, from ratios that round to nothing beside 1 up to large ones."""
+    for steps in (1, 2, 5, 90):
+        exact = sum((Fraction(gamma) * Fraction(step)) ** k for k in range(steps))
+        found = Fraction(number(horizon_bound(1.0, step, gamma, steps)))
+        assert exact <= found <= exact * (1 + Fraction(1, 10**11))
 
 
 def test_long_horizons_do_not_overflow_into_a_number() -> None:

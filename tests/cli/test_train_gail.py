@@ -155,6 +155,19 @@ def test_baselines_learn_no_reward_and_are_resumed_exactly(
     assert not (whole / "reward.npz").exists() and not (whole / "imitation.csv").exists()
 
 
+@pytest.mark.parametrize("family", ["orthogonal", "aol"])
+def test_the_closing_line_proves_layer_wise_rewards_too(tmp_path: Path, run: Run, demos: Path, family: str) -> None:
+    """Their activation, maxmin, has no multipliers; the agent's zip with LayerNorm critics is certified as it lies."""
+    status, out, _ = train(run, demos, tmp_path / "a", *CERTIFIED, "--reward.k", 2, "--reward.family", family)
+    proved = re.search(r"slope of the reward, proved: at most ([\d.]+) in normalised units", out)
+    assert status == 0 and proved is not None and 0.1 < float(proved[1]) <= 2
+    status, out, _ = run("certify", tmp_path / "a" / "model.zip", "--method", "product")
+    assert status == 0
+    reward = tmp_path / "a" / "reward.npz"
+    status, _, err = run("reward", "certify", reward, "--method", "own")
+    assert status == 2 and "the method auto runs all that apply" in " ".join(err.split())
+
+
 def test_the_penalised_reward_is_called_an_estimate(tmp_path: Path, run: Run, demos: Path) -> None:
     status, out, _ = train(run, demos, tmp_path / "a")
     assert status == 0 and "an estimate, not a bound" in out and "proved:" not in out

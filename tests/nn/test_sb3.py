@@ -1,5 +1,6 @@
 """Lipschitz policies in stock Stable-Baselines3, and the plain network of anybody's zip."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,15 @@ from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import lipctrl.nn.sb3  # noqa: F401  # registers LipschitzMlpPolicy
+from lipctrl.agents.bc import BC
+from lipctrl.agents.gail import GAIL, GailSettings
+from lipctrl.agents.regularisation import Smoothness
+from lipctrl.agents.sac import SAC as SmoothSAC
+from lipctrl.agents.td3 import Td3Settings
 from lipctrl.certify.bracket import certify
 from lipctrl.files import UserError
 from lipctrl.nn.sb3 import actor_to_plain, load_zip
+from lipctrl.nn.sb3_critic import load_critic
 
 SHORT: dict[type, dict[str, Any]] = {
     SAC: {"learning_starts": 20, "batch_size": 16},
@@ -85,6 +92,63 @@ def test_anybodys_mlp_policy_can_be_exported(algorithm: Any, activation: Any, tm
     agreement(model, net)
     model.save(tmp_path / "m.zip")
     assert load_zip(tmp_path / "m.zip").sha256() == net.sha256()
+
+
+def imitator(stem: str, critic: str) -> GAIL:
+    settings: dict[str, Any] = {"imitation": GailSettings(stem=stem), "td3": Td3Settings(critic=critic)}  # type: ignore[arg-type]
+    return GAIL("MlpPolicy", env(), policy_kwargs={"net_arch": [8, 8]}, seed=3, buffer_size=100, **settings)
+
+
+OWN: dict[str, Callable[[], Any]] = {
+    "gail-td3": lambda: imitator("td3", "scalar"),
+    "gail-sac": lambda: imitator("sac", "scalar"),
+    "gail-c51": lambda: imitator("td3", "c51"),
+    "gail-quantile": lambda: imitator("td3", "quantile"),
+    "sac-layer-norm": lambda: SmoothSAC(
+        "LipschitzMlpPolicy", env(), smoothness=Smoothness(layer_norm=True), seed=3, buffer_size=100
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_actors_of_our_agents_are_exported_whatever_their_critics_are(name: str, tmp_path: Path) -> None:
+    """And the critics, with LayerNorm or distributions, are refused in one sentence, not read as others."""
+    model = OWN[name]()
+    net = actor_to_plain(model.policy)
+    agreement(model, net)
+    model.save(tmp_path / "m.zip")
+    assert load_zip(tmp_path / "m.zip").sha256() == net.sha256()
+    with pytest.raises(UserError, match=r"m\.zip have LayerNorm or predict distributions.*attack fit"):
+        load_critic(tmp_path / "m.zip")
+
+
+def test_plain_critics_of_an_imitator_are_read(tmp_path: Path) -> None:
+    """Without LayerNorm they are those of the policy class; its list of diagnostics is no sign of behaviour cloning."""
+    settings = GailSettings(layer_norm=False)
+    model = GAIL("MlpPolicy", env(), policy_kwargs={"net_arch": [8]}, imitation=settings, seed=3, buffer_size=100)
+    model.save(tmp_path / "m.zip")
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    with torch.no_grad():
+        expected = model.critic(torch.tensor(x[:, :3]), torch.tensor(x[:, 3:] / 2))
+    for net, values in zip(load_critic(tmp_path / "m.zip"), expected, strict=True):
+        assert np.allclose(net(x), values.numpy(), atol=1e-5)
+
+
+def test_a_cloned_policy_is_loaded_with_its_own_settings(tmp_path: Path) -> None:
+    model = BC("BCPolicy", env(), policy_kwargs={"lip": 3.0, "hidden": (8,), "family": "orthogonal"}, seed=5)
+    model.save(tmp_path / "m.zip")
+    assert load_zip(tmp_path / "m.zip").sha256() == actor_to_plain(model.policy).sha256()
+
+
+@pytest.mark.parametrize("key", ["actor.mu.0.weight", "actor_target.mu.0.weight"])
+def test_an_actor_must_be_stored_whole(key: str, tmp_path: Path) -> None:
+    model = imitator("td3", "c51")
+    state = model.policy.state_dict()
+    del state[key]
+    model.policy.state_dict = lambda: state  # type: ignore[method-assign]
+    model.save(tmp_path / "m.zip")
+    with pytest.raises(UserError, match="not a whole"):
+        load_zip(tmp_path / "m.zip")
 
 
 def test_normaliser_is_folded_in_with_its_clipping() -> None:
