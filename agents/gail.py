@@ -43,8 +43,8 @@ POLICIES: dict[str, dict[str, type[BasePolicy]]] = {
     "td3": {"MlpPolicy": TD3Policy, "LipschitzMlpPolicy": LipschitzTd3Policy},
     "sac": {"MlpPolicy": SACPolicy, "LipschitzMlpPolicy": LipschitzSacPolicy},
 }
-# The absorbing bit, in the units of the slope. With 1 a logit of slope 1 could not tell the absorbing state, whose other
-# entries are the expert's mean, from the expert: to fail would pay almost as well as to imitate.
+# The absorbing bit, in the units of the slope. With 1 a logit of slope 1 could not tell the absorbing state, where all
+# else is the mean of the expert, from the expert: to fail would pay almost as well as to imitate.
 ABSORBED = 10.0
 SMALLEST_SCALES = (1e-6, 1e-8)  # of a state's standard deviation, relative to its mean and absolute; else constant
 
@@ -299,7 +299,10 @@ class GAIL(SAC):
         low, high = (np.asarray(end, np.float64) for end in (self.action_space.low, self.action_space.high))  # type: ignore[attr-defined]
         mean, scale = (self.memory.get_buffer(f"reward_{name}")[0].double().cpu().numpy() for name in ("mean", "scale"))
         middle, half = (low + high) / 2, (high - low) / 2
-        mean, scale = np.concatenate([mean, np.zeros(bit), middle]), np.concatenate([scale, np.full(bit, 1 / ABSORBED), half])
+        mean, scale = (
+            np.concatenate([mean, np.zeros(bit), middle]),
+            np.concatenate([scale, np.full(bit, 1 / ABSORBED), half]),
+        )
         logit = deployed(
             self.discriminator().plain(), mean=mean, scale=scale, output_offset=np.zeros(1), output_scale=np.ones(1)
         )
