@@ -15,28 +15,24 @@ import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from certify_speed import processor
+from cells import EPISODES, TEST_SEED, curves_of, interval, run_group, train
 from scipy.stats import spearmanr
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from lipctrl.agents.discriminator import RewardSettings
 from lipctrl.agents.gail import GAIL, GailSettings
-from lipctrl.agents.together import learn_together
 from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations, named_expert
 from lipctrl.evaluation.plots import imitation_figure
-from lipctrl.evaluation.statistics import interquartile_mean, stratified_bootstrap
 from lipctrl.files import write_text
-from lipctrl.runs import package_versions
 
 FOLDER = Path(__file__).parent / "results" / "gail"
 FIGURE = Path(__file__).parent.parent / "docs" / "algorithms" / "gail-pendulum.svg"
-SEEDS, EPISODES, ROUND = (0, 1, 2, 3, 4, 5), 10, 20
+SEEDS, ROUND = (0, 1, 2, 3, 4, 5), 20
 
 
 @dataclass(frozen=True)
@@ -120,48 +116,11 @@ def agents_of(cell: Cell) -> list[GAIL]:
 
 def run(name: str) -> None:
     """Train a cell and write its result."""
-    path, cell = FOLDER / f"{name}.json", CELLS[name]
-    if path.exists() and json.loads(path.read_text())["finished"]:
-        return
-    agents, test = agents_of(cell), Monitor(gymnasium.make(cell.env))
-    result: dict[str, Any] = {
-        "cell": name,
-        "processor": processor(),
-        "versions": package_versions(),
-        "settings": str(cell),
-    }
-    result |= {"steps": [], "returns": [], "finished": False}
-
-    def after_round() -> bool:
-        steps = agents[0].num_timesteps
-        if steps % cell.every == 0:
-            test.reset(seed=1000)
-            scores = [
-                float(np.mean(evaluate_policy(a, test, EPISODES, return_episode_rewards=True)[0])) for a in agents
-            ]
-            result["steps"].append(steps)
-            result["returns"].append(scores)
-            result["history"] = [agent.history for agent in agents]
-            result["seconds"] = {phase: sum(a.seconds[phase] for a in agents) for phase in agents[0].seconds}
-            result["finished"] = steps >= cell.steps
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(result) + "\n")
-            print(name, steps, np.round(scores, 1), {k: round(v) for k, v in result["seconds"].items()}, flush=True)
-        return True
-
-    learn_together(agents, cell.steps, after_step=after_round)
+    cell = CELLS[name]
+    train(FOLDER / f"{name}.json", cell, agents_of(cell))
 
 
-def group(prefix: str) -> dict[str, Any]:
-    """Run the cells whose names begin so; their last returns."""
-    chosen = [name for name in CELLS if name.startswith(prefix)]
-    for name in chosen:
-        run(name)
-    records = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in chosen}
-    return {name: {"steps": r["steps"][-1], "returns": r["returns"][-1]} for name, r in records.items()}
-
-
-ROWS = {f"gail-{prefix}": partial(group, prefix) for prefix in ("pendulum", "few", "double")}
+ROWS = {f"gail-{prefix}": partial(run_group, prefix, CELLS, FOLDER, run) for prefix in ("pendulum", "few", "double")}
 
 
 def table() -> None:
@@ -173,22 +132,13 @@ def table() -> None:
         if not path.exists() or not (record := json.loads(path.read_text()))["finished"]:
             continue
         scores = np.array(record["returns"][-3:]).mean(0)
-        found = stratified_bootstrap(scores[:, None], interquartile_mean, seed=0)
         last = [history[-1] for history in record["history"]]
         keys = ("reward/slope_95", "reward/slope_max", "reward/accuracy_held")
         means = " | ".join(f"{np.mean([row[key] for row in last]):.3g}" for key in keys)
         seeds = ", ".join(f"{score:.0f}" for score in scores)
-        print(f"| {name} | {found.value:.4g} [{found.low:.4g}, {found.high:.4g}] | {seeds} | {means} |")
+        print(f"| {name} | {interval(scores)} | {seeds} | {means} |")
 
     print(f"rank correlation of C-validity and return: {c_validity_and_return():.2f}")
-
-
-def curves_of(record: dict[str, Any]) -> list[list[dict[str, float]]]:
-    """Returns and diagnostics of each seed of a cell."""
-    return [
-        [{"timesteps": t, "evaluation/mean_return": r} for t, r in zip(record["steps"], own, strict=True)] + rows
-        for own, rows in zip(zip(*record["returns"], strict=True), record["history"], strict=True)
-    ]
 
 
 def c_validity_and_return() -> float:
@@ -218,7 +168,7 @@ def curves() -> None:
 def expert_return() -> float:
     """Of the demonstrator, from the start states of all seeds' evaluations."""
     test = Monitor(gymnasium.make("Pendulum-v1"))
-    test.reset(seed=1000)
+    test.reset(seed=TEST_SEED)
     return float(evaluate_policy(named_expert("swing-up", test)[0], test, EPISODES * len(SEEDS))[0])  # type: ignore[arg-type]
 
 
@@ -229,7 +179,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     for prefix in sys.argv[1:]:
-        group(prefix)
+        run_group(prefix, CELLS, FOLDER, run)
 
 
 if __name__ == "__main__":

@@ -18,26 +18,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from certify_speed import processor
+from cells import curves_of, interval, run_group, train
 from scipy.stats import spearmanr
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import Monitor
 
 from lipctrl.agents.mbpo import MBPO, RolloutSettings
 from lipctrl.agents.regularisation import Smoothness
-from lipctrl.agents.together import learn_together
 from lipctrl.evaluation.plots import mechanism_figure
-from lipctrl.evaluation.statistics import interquartile_mean, stratified_bootstrap
 from lipctrl.files import write_text
 from lipctrl.models.dynamics import DynamicsSettings
-from lipctrl.runs import package_versions
 
 FOLDER = Path(__file__).parent / "results" / "mbpo"
 FIGURE = Path(__file__).parent.parent / "docs" / "algorithms" / "mbpo-hopper.svg"
-SEEDS, EPISODES = (0, 1, 2, 3, 4), 10
+SEEDS = (0, 1, 2, 3, 4)
 SINGLE = DynamicsSettings(width=100, depth=3, cap=500)
 ENSEMBLE = replace(SINGLE, members=7, elites=5)
 FGSM = Smoothness(perturbation="fgsm", epsilon=0.05, weight=0.1)
@@ -110,49 +104,12 @@ def agents_of(cell: Cell) -> list[MBPO]:
 
 def run(name: str) -> None:
     """Train a cell and write its result."""
-    path, cell = FOLDER / f"{name}.json", CELLS[name]
-    if path.exists() and json.loads(path.read_text())["finished"]:
-        return
-    agents, test = agents_of(cell), Monitor(gymnasium.make(cell.env))
-    result: dict[str, Any] = {
-        "cell": name,
-        "processor": processor(),
-        "versions": package_versions(),
-        "settings": str(cell),
-    }
-    result |= {"steps": [], "returns": [], "finished": False}
-
-    def after_step() -> bool:
-        steps = agents[0].num_timesteps
-        if steps % cell.every == 0:
-            test.reset(seed=1000)
-            scores = [
-                float(np.mean(evaluate_policy(a, test, EPISODES, return_episode_rewards=True)[0])) for a in agents
-            ]
-            result["steps"].append(steps)
-            result["returns"].append(scores)
-            result["history"] = [agent.history for agent in agents]
-            result["seconds"] = {phase: sum(a.seconds[phase] for a in agents) for phase in agents[0].seconds}
-            result["finished"] = steps >= cell.steps or min(scores) >= cell.enough
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(result) + "\n")
-            print(name, steps, np.round(scores, 1), {k: round(v) for k, v in result["seconds"].items()}, flush=True)
-        return not result["finished"]
-
-    learn_together(agents, cell.steps, after_step=after_step)
-
-
-def group(prefix: str) -> dict[str, Any]:
-    """Run the cells whose names begin so; their last returns."""
-    chosen = [name for name in CELLS if name.startswith(prefix)]
-    for name in chosen:
-        run(name)
-    records = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in chosen}
-    return {name: {"real steps": r["steps"][-1], "returns": r["returns"][-1]} for name, r in records.items()}
+    cell = CELLS[name]
+    train(FOLDER / f"{name}.json", cell, agents_of(cell), enough=cell.enough)
 
 
 ROWS = {
-    f"mbpo-{prefix}": partial(group, prefix)
+    f"mbpo-{prefix}": partial(run_group, prefix, CELLS, FOLDER, run)
     for prefix in ("hopper", "inverted-pendulum", "double-pendulum", "perturbed")
 }
 
@@ -176,12 +133,6 @@ def row(name: str, record: dict[str, Any], steps: int) -> str:
     numbers = " | ".join(f"{value:.3g}" for value in means)
     share = sum(record["seconds"].values()) * steps / record["steps"][-1]
     return f"| {name} | {steps:,} | {final} | {over} | {numbers} | {share / 60:.0f} |"
-
-
-def interval(scores: np.ndarray) -> str:
-    """Interquartile mean over seeds with its 95 % bootstrap interval."""
-    found = stratified_bootstrap(scores[:, None], interquartile_mean, seed=0)
-    return f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
 
 
 def rank_correlation(records: list[dict[str, Any]]) -> tuple[float, float, int]:
@@ -216,11 +167,7 @@ def curves() -> None:
     runs = {}
     for path in sorted(FOLDER.glob("hopper-*.json")):
         record = json.loads(path.read_text())
-        returns = zip(*record["returns"], strict=True)  # of each seed
-        runs[path.stem] = [
-            [{"timesteps": t, "evaluation/mean_return": r} for t, r in zip(record["steps"], own, strict=True)] + rows
-            for own, rows in zip(returns, record["history"], strict=True)
-        ]
+        runs[path.stem] = curves_of(record)
     write_text(FIGURE, mechanism_figure(runs))
 
 
@@ -231,7 +178,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     for prefix in sys.argv[1:]:
-        group(prefix)
+        run_group(prefix, CELLS, FOLDER, run)
 
 
 if __name__ == "__main__":
