@@ -1,7 +1,6 @@
 """SAC: its update against Stable-Baselines3's own, gradients, regularisers, save and load."""
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -167,22 +166,6 @@ def test_an_agent_with_reduced_products_learns_almost_the_same() -> None:
     exact, rough = (parameters(model) for model in both)
     moved, apart = (torch.cat([(exact[n] - p[n]).flatten() for n in exact]).norm() for p in (start, rough))
     assert 0 < apart < 0.2 * moved
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch needs g++")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, inside its compiler
-def test_compiled_updates_are_twice_as_fast_as_stable_baselines3() -> None:
-    """In seconds of this process, which neighbours hardly disturb; measured: more than four times (docs)."""
-    shape = {"net_arch": [64, 64]}
-    both = [agent(policy_kwargs=dict(shape), compiled=True), agent(Any_SAC, policy_kwargs=dict(shape))]
-    seconds: list[list[float]] = [[], []]
-    for _ in range(6):
-        for model, times in zip(both, seconds, strict=True):
-            start = time.process_time()
-            model.train(gradient_steps=50, batch_size=256)
-            times.append(time.process_time() - start)
-    assert 2 * min(seconds[0]) < min(seconds[1])
 
 
 def test_agents_of_other_settings_are_not_trained_together() -> None:
