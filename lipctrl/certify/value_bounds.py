@@ -77,11 +77,12 @@ def infinite_bound(reward_lip: float, step_lip: float, gamma: float) -> Guarante
     """S3: Q has constant reward_lip / (1 - gamma step_lip) over (s, a) if gamma step_lip < 1; else nothing follows."""
     nonnegative(reward_lip=reward_lip, step_lip=step_lip)
     _discount(gamma)
-    quantity, ratio = "slope of the action value", gamma * step_lip
+    ratio = math.nextafter(gamma * step_lip, math.inf) if gamma and step_lip else 0.0
+    quantity = "slope of the action value"
     if not ratio < 1:
         reason = f"discount times one-step constant is {ratio:.4g}, not below 1"
         return Guarantee(quantity, None, UNIT, "bound", CONSTANTS, reason)
-    return Guarantee(quantity, reward_lip / (1 - ratio), UNIT, "bound", CONSTANTS)
+    return Guarantee(quantity, reward_lip / (1 - ratio) * (1 + 4 * EPS), UNIT, "bound", CONSTANTS)
 
 
 def state_value_bound(action_value: Guarantee, policy_lip: float) -> Guarantee:
