@@ -7,8 +7,8 @@ the next state, a failure or success by that of the absorbing state, r_absorbing
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -29,15 +29,15 @@ from lipctrl.nn.reward import LearnedReward
 from lipctrl.nn.sb3 import LipschitzSacPolicy, LipschitzTd3Policy
 from lipctrl.seeding import generator, seed_of
 
-from .discriminator import Discriminators, Pairs, RewardSettings
+from .discriminator import Discriminators, RewardSettings
 from .expert import check_spaces, subsampled
+from .gail_batches import Expert, GailBatch, sampled
+from .gail_learner import GailLearner
 from .monitor import CollapseWarning, Monitor
-from .pessimism import Pessimism, PessimismSettings
+from .pessimism import PessimismSettings
 from .regularisation import Smoothness
-from .sac import SAC, Actions, Learner, compiled, soft_update
-from .stacked import Stacked
-from .td3 import Td3Settings, Td3Update, expectation, outputs
-from .update import Batch, Update
+from .sac import SAC, Actions
+from .td3 import Td3Settings, expectation, outputs, predict_distributions
 
 POLICIES: dict[str, dict[str, type[BasePolicy]]] = {
     "td3": {"MlpPolicy": TD3Policy, "LipschitzMlpPolicy": LipschitzTd3Policy},
@@ -77,55 +77,6 @@ class GailSettings:
             )
         if self.stem == "sac" and self.n_step > 1:
             raise ValueError("n_step above 1 needs the stem td3: a soft target has an entropy for every step")
-
-
-@dataclass
-class GailBatch:
-    """What an update needs, with a leading axis of updates, or of agents in its place.
-
-    Attributes:
-        inputs: of the reward at every step of every window, (..., batch, n_step, d).
-        weights: discount of each of these rewards, 0 behind the window's end, (..., batch, n_step).
-        ending: discount of the absorbing state's value, 0 where the episode goes on, (..., batch).
-        states, actions, next_states: of the first step of a window and behind its last one.
-        going: discount of the value of the next state beyond that of one step, (..., batch).
-        noise, next_noise: standard normal, (..., batch, m).
-        changes: of the standardised state in the first step, (..., batch, n), or (..., batch, 0): not needed.
-        pairs: the fields of `Pairs` with a further axis of the discriminator's steps before their batch.
-    """
-
-    inputs: Tensor
-    weights: Tensor
-    ending: Tensor
-    states: Tensor
-    actions: Tensor
-    next_states: Tensor
-    going: Tensor
-    noise: Tensor
-    next_noise: Tensor
-    changes: Tensor
-    pairs: Pairs
-
-    def tensors(self) -> list[Tensor]:
-        """All fields in order."""
-        return [*list(vars(self).values())[:-1], *self.pairs.tensors()]
-
-
-OWN = len(fields(GailBatch)) - 1  # tensors of the agent's update; those of the discriminator's follow
-
-
-@dataclass(frozen=True)
-class Expert:
-    """The expert's pairs as inputs of a discriminator.
-
-    Attributes:
-        pairs, held: (rows, d) that are trained on and that are held out.
-        absorbed: weight of the absorbing state among the pairs, in pairs.
-    """
-
-    pairs: Tensor
-    held: Tensor
-    absorbed: float
 
 
 class GAIL(SAC):
@@ -220,7 +171,7 @@ class GAIL(SAC):
     def _create_aliases(self) -> None:
         if self.deterministic and self.td3.critic != "scalar":
             for critic in (self.policy.critic, self.policy.critic_target):
-                _predict_distributions(critic, outputs(self.td3))
+                predict_distributions(critic, outputs(self.td3))
             self.policy.critic_target.load_state_dict(self.policy.critic.state_dict())
         super()._create_aliases()
 
@@ -370,222 +321,4 @@ class GAIL(SAC):
 
     def batches(self, count: int, size: int) -> GailBatch:  # type: ignore[override]
         """What `count` updates need, without the agents' axis."""
-        at = torch.randint(self.stored(), (count * size,), generator=self.draws, device=self.device).cpu()
-        rows, lengths, ended = self.windows(at)
-        states, actions = self._states_actions(rows.flatten())
-        n, _, m = self.sizes
-        steps = self.imitation.n_step
-        inputs = self.inputs(states, actions).view(count, size, steps, -1)
-        power = torch.arange(steps)
-        discounts = torch.as_tensor(self.gamma, dtype=torch.float32) ** power
-        weights = torch.where(power < lengths[:, None], discounts, 0.0).view(count, size, steps)
-        last = rows.gather(1, (lengths - 1)[:, None]).squeeze(1)
-        reach = self.gamma**lengths
-        absorbed = reach / (1 - self.gamma) * ended if self.reward.absorbing else torch.zeros(len(at))
-        going = self.gamma ** (lengths - 1) * (1 - ended)
-        noise, next_noise = (torch.randn((count, size, m), generator=self.draws, device=self.device) for _ in range(2))
-        device = self.device
-        return GailBatch(
-            inputs,
-            weights.to(device),
-            absorbed.float().view(count, size).to(device),
-            states.view(count, size, steps, n)[:, :, 0],
-            actions.view(count, size, steps, m)[:, :, 0],
-            self._next_states(last).view(count, size, n),
-            going.float().view(count, size).to(device),
-            noise,
-            next_noise,
-            self._changes(rows[:, 0]).view(count, size, -1),
-            self._pairs(count),
-        )
-
-    def windows(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows of the replay buffer that begin at given rows and stop where an episode ends or the data do.
-
-        Returns:
-            Their rows (count, n_step), lengths (count,), and 1 where the last step ended the episode, (count,), for
-            good: not by a time limit.
-        """
-        memory = self.replay_buffer
-        assert memory is not None
-        size, newest = memory.size(), (memory.pos - 1) % memory.buffer_size
-        rows = (at[:, None] + torch.arange(self.imitation.n_step)) % size
-        done = torch.from_numpy(memory.dones[:, 0])[rows] > 0
-        stop = done | (rows == newest)
-        lengths = 1 + (~stop[:, :-1]).long().cumprod(1).sum(1)
-        last = rows.gather(1, (lengths - 1)[:, None]).squeeze(1)
-        timeouts = torch.from_numpy(memory.timeouts[:, 0])[last]
-        return rows, lengths, torch.from_numpy(memory.dones[:, 0])[last] * (1 - timeouts)
-
-    def _states_actions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        memory = self.replay_buffer
-        parts = (memory.observations, memory.actions)  # type: ignore[union-attr]
-        states, actions = (torch.from_numpy(part[:, 0])[rows] for part in parts)
-        return states.to(self.device, torch.float32), actions.to(self.device, torch.float32)
-
-    def _next_states(self, rows: Tensor) -> Tensor:
-        found = torch.from_numpy(self.replay_buffer.next_observations[:, 0])[rows]  # type: ignore[union-attr]
-        return found.to(self.device, torch.float32)
-
-    def _changes(self, rows: Tensor) -> Tensor:
-        """Of the standardised state in the transitions of these rows, for learned dynamics."""
-        if not self.imitation.pessimism.learned:
-            return torch.zeros(len(rows), 0, device=self.device)
-        return (self._next_states(rows) - self._states_actions(rows)[0]) / self.memory.get_buffer("reward_scale")
-
-    def agent_pairs(self, count: int, draws: torch.Generator) -> Tensor:
-        """Inputs (count, d) of random pairs of the replay buffer; every failure adds one pair, the absorbing state."""
-        memory, stored = self.replay_buffer, self.stored()
-        assert memory is not None
-        ended = memory.dones[:stored, 0] * (1 - memory.timeouts[:stored, 0])
-        failures = float(ended.sum()) if self.reward.absorbing else 0.0
-        return self._with_absorbing(lambda at: self.inputs(*self._states_actions(at)), stored, failures, count, draws)
-
-    def expert_pairs(self, count: int, draws: torch.Generator) -> Tensor:
-        """Inputs (count, d) of random pairs of the expert, the absorbing state among them."""
-        expert = self.expert
-        assert expert is not None
-        return self._with_absorbing(lambda at: expert.pairs[at], len(expert.pairs), expert.absorbed, count, draws)
-
-    def _with_absorbing(self, rows: Any, stored: int, absorbed: float, count: int, draws: torch.Generator) -> Tensor:
-        at = torch.randint(stored, (count,), generator=draws, device=self.device)
-        found: Tensor = rows(at.cpu() if self.device.type != "cpu" else at)
-        if not absorbed:
-            return found
-        hit = torch.rand(count, generator=draws, device=self.device) < absorbed / (absorbed + stored)
-        return torch.where(hit[:, None], self.absorbing(), found)
-
-    def _pairs(self, count: int) -> Pairs:
-        """Fields of `Pairs` with leading axes (updates, steps of the discriminator)."""
-        settings, draws, device = self.reward, self.draws, self.device
-        lead, total = (count, settings.ratio), count * settings.ratio * settings.batch
-        d = sum(self.sizes)
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand((*lead, *shape), generator=draws, device=device)
-
-        noisy = settings.penalised and settings.points in ("dragan", "nagard")
-        noise = torch.randn((*lead, settings.batch, d if noisy else 0), generator=draws, device=device)
-        return Pairs(
-            self.agent_pairs(total, draws).view(*lead, settings.batch, d),
-            self.expert_pairs(total, draws).view(*lead, settings.batch, d),
-            uniform(settings.batch, 2),
-            noise,
-            uniform(settings.batch),
-            uniform(settings.batch),
-            uniform(2 * settings.batch, sum(settings.hidden) if settings.dropout else 0),
-        )
-
-
-class GailLearner(Learner):
-    """The updates of several agents and of their discriminators as one batch; see `Learner`.
-
-    Attributes:
-        discriminators, pessimism: of all agents. mean, scale: of the demonstrations' states, (agents, n).
-    """
-
-    _step: Callable[..., Tensor]
-    _judge: Callable[..., Tensor]
-
-    def __init__(self, agents: Sequence[GAIL]) -> None:
-        super().__init__(agents)
-
-    def _shared(self, agent: SAC) -> tuple[Any, ...]:
-        assert isinstance(agent, GAIL)
-        return (*super()._shared(agent), agent.reward, agent.imitation, agent.td3)
-
-    def _build(self) -> None:
-        first = self.agents[0]
-        assert isinstance(first, GAIL)
-        n, bit, m = first.sizes
-        seeds = [seed_of(agent.seed or 0, "reward") for agent in self.agents]
-        self.discriminators = Discriminators(n + bit + m, n + bit, first.reward, seeds, first.device)
-        of_dynamics = [seed_of(agent.seed or 0, "dynamics") for agent in self.agents]
-        self.pessimism = Pessimism(n, m, first.imitation.pessimism, of_dynamics, first.device)
-        self.mean = torch.zeros(len(seeds), n, device=first.device)
-        self.scale = torch.ones(len(seeds), n, device=first.device)
-        self.stem: Td3Update | Update = (
-            deterministic_update(self.agents) if first.deterministic else soft_update(self.agents)
-        )
-        self.zero = first.absorbing().expand(len(seeds), 1, -1)
-        self._step, self._judge = self.step, self.discriminators.step
-        if first.compiled:
-            self._step, self._judge = compiled(self.step), compiled(self.discriminators.step)
-
-    def _adopt(self, agent: SAC) -> None:
-        if isinstance(self.stem, Update):
-            super()._adopt(agent)
-
-    def state(self) -> dict[str, Tensor]:
-        """See `Learner`."""
-        units = {"reward_mean": self.mean, "reward_scale": self.scale}
-        return self.stem.state() | self.discriminators.state() | self.pessimism.state() | units
-
-    @torch.no_grad()
-    def step(self, act: bool, *tensors: Tensor) -> Tensor:
-        """One update of all agents from the tensors of a `GailBatch` without pairs; losses (agents, 3)."""
-        inputs, weights, ending, states, actions, next_states, going, noise, next_noise, changes = tensors
-        found = self.discriminators.reward(torch.cat([inputs.flatten(1, 2), self.zero], 1))  # one pass for both
-        multipliers = self.pessimism.multipliers(inputs, (weights > 0).to(weights.dtype))
-        rewards = (weights * found[:, :-1].view(weights.shape)).sum(-1) * multipliers
-        rewards = rewards + ending * found[:, -1:] * self.pessimism.settings.constant
-        self.pessimism.learn(inputs[:, :, 0], changes)
-        unused = states.new_zeros(len(states), 1, 1)
-        batch = Batch(states, actions, rewards, next_states, going, noise, next_noise, unused, unused)
-        if isinstance(self.stem, Update):
-            return self.stem.step(*batch.tensors())
-        return self.stem.step(batch, act=act)
-
-    def run(self, batches: Sequence[Any]) -> list[list[float]]:
-        """See `Learner`; the losses are followed by the discriminator's loss and penalty."""
-        first = self.agents[0]
-        assert isinstance(first, GAIL)
-        self.stem.rate.copy_(torch.tensor([agent.rate() for agent in self.agents]))
-        tensors = [torch.stack(parts, 1) for parts in zip(*[batch.tensors() for batch in batches], strict=True)]
-        updates, ratio, delay = len(tensors[0]), first.reward.ratio, first.td3.delay
-        own, pairs = tensors[:OWN], tensors[OWN:]
-        behind = {agent._n_updates % delay for agent in self.agents}
-        if first.deterministic and len(behind) > 1:
-            raise UserError("agents that are trained together must have made as many updates, up to the actor's delay")
-        totals = torch.zeros(len(batches), 3, device=first.device)
-        judged = torch.zeros(len(batches), 2, device=first.device)
-        for at in range(updates):
-            for k in range(ratio):
-                judged += self._judge(*[part[at, :, k] for part in pairs])
-            act = (first._n_updates + at + 1) % delay == 0
-            totals += self._step(act, *[part[at] for part in own])
-        acted = (first._n_updates + updates) // delay - first._n_updates // delay if first.deterministic else updates
-        counts = totals.new_tensor([updates, acted, updates])
-        return torch.cat([totals / counts, judged / (updates * ratio)], -1).tolist()
-
-
-def deterministic_update(agents: Sequence[SAC]) -> Td3Update:
-    """TD3's update of agents of one shape; their parameters become slices of its own."""
-    first, count, reduced = agents[0], len(agents), agents[0].products == "bfloat16"
-    assert isinstance(first, GAIL)
-    policies: list[Any] = [agent.policy for agent in agents]
-
-    def numbers() -> Tensor:
-        return torch.zeros(count, device=first.device, dtype=torch.float64)
-
-    return Td3Update(
-        actors=Stacked([policy.actor.mu for policy in policies], reduced=reduced),
-        actor_targets=Stacked([policy.actor_target.mu for policy in policies], reduced=reduced),
-        critics=Stacked([net for agent in agents for net in agent.critic.q_networks], reduced=reduced),
-        targets=Stacked([net for agent in agents for net in agent.critic_target.q_networks], reduced=reduced),
-        discount=first.gamma,
-        tau=first.tau,
-        settings=first.td3,
-        count=numbers(),
-        actor_count=numbers(),
-        rate=numbers(),
-    )
-
-
-def _predict_distributions(critic: Any, count: int) -> None:
-    """Let every Q network predict so many numbers, in place."""
-    for k, net in enumerate(critic.q_networks):
-        if not isinstance(net, nn.Sequential) or not isinstance(net[-1], nn.Linear):
-            raise UserError("critics that predict distributions are made of linear layers")
-        net[-1] = nn.Linear(net[-1].in_features, count, device=net[-1].weight.device)
-        setattr(critic, f"qf{k}", net)
+        return sampled(self, count, size)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .gail_batches import agent_pairs, expert_pairs
+
 if TYPE_CHECKING:
     from .gail import GAIL
 
@@ -39,7 +41,7 @@ class Monitor:
         """
         judge, expert = agent.discriminator(), agent.expert
         assert expert is not None
-        own, theirs = agent.agent_pairs(PAIRS, self.draws), agent.expert_pairs(PAIRS, self.draws)
+        own, theirs = agent_pairs(agent, PAIRS, self.draws), expert_pairs(agent, PAIRS, self.draws)
         slopes = judge.slopes(judge.leaves, own[None])[0].norm(dim=-1)
         answers = {
             name: judge.logits(judge.leaves, rows[None])[0]

@@ -8,12 +8,14 @@ after every update; with one update per policy step, plain minimum and squared e
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from lipctrl.files import UserError
 
 from .stacked import Stacked, gradients
 from .update import Adam, Batch, along, critic_values
@@ -141,6 +143,19 @@ def clipped(slopes: Sequence[Tensor], limit: float) -> list[Tensor]:
 def outputs(settings: Td3Settings) -> int:
     """Numbers that a critic predicts."""
     return 1 if settings.critic == "scalar" else settings.atoms
+
+
+def predict_distributions(critic: Any, count: int) -> None:
+    """Let every Q network predict so many numbers, in place.
+
+    Raises:
+        UserError: critics that are not made of linear layers.
+    """
+    for k, net in enumerate(critic.q_networks):
+        if not isinstance(net, nn.Sequential) or not isinstance(net[-1], nn.Linear):
+            raise UserError("critics that predict distributions are made of linear layers")
+        net[-1] = nn.Linear(net[-1].in_features, count, device=net[-1].weight.device)
+        setattr(critic, f"qf{k}", net)
 
 
 def support(settings: Td3Settings, like: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from certify_speed import processor
 from stable_baselines3.common.logger import Logger
 
 from lipctrl.agents.discriminator import RewardSettings
-from lipctrl.agents.gail import GAIL, GailLearner, GailSettings
+from lipctrl.agents.gail import GAIL, GailSettings
+from lipctrl.agents.gail_learner import GailLearner
 from lipctrl.agents.pessimism import PessimismSettings
 from lipctrl.agents.sac import train_together
 from lipctrl.demos.demonstrations import Demonstrations, Trajectory

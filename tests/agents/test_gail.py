@@ -14,7 +14,9 @@ from stable_baselines3.common.logger import Logger
 
 from lipctrl.agents.discriminator import RewardSettings
 from lipctrl.agents.expert import subsampled
-from lipctrl.agents.gail import ABSORBED, GAIL, OWN, GailLearner, GailSettings
+from lipctrl.agents.gail import ABSORBED, GAIL, GailSettings
+from lipctrl.agents.gail_batches import OWN, agent_pairs, expert_pairs, windows
+from lipctrl.agents.gail_learner import GailLearner
 from lipctrl.agents.monitor import Monitor
 from lipctrl.agents.pessimism import PessimismSettings
 from lipctrl.agents.sac import train_together
@@ -71,7 +73,7 @@ def test_windows_step_by_step(rows: int, n_step: int) -> None:
     memory = made.replay_buffer
     assert memory is not None
     at = torch.arange(memory.size())
-    found, lengths, ended = made.windows(at)
+    found, lengths, ended = windows(made, at)
     for start in range(memory.size()):
         row, steps = start, 1
         while not memory.dones[row, 0] and row != (memory.pos - 1) % memory.buffer_size and steps < n_step:
@@ -123,7 +125,7 @@ def test_a_batch_row_by_row() -> None:
     batch = made.batches(1, 64)
     mean, scale = (made.memory.get_buffer(f"reward_{name}").numpy() for name in ("mean", "scale"))
     for k, row in enumerate(at.tolist()):
-        rows, lengths, _ = made.windows(at[k : k + 1])
+        rows, lengths, _ = windows(made, at[k : k + 1])
         steps = int(lengths)
         last = int(rows[0, steps - 1])
         expected = [0.9**i if i < steps else 0.0 for i in range(4)]
@@ -196,8 +198,8 @@ def test_no_window_runs_into_another_training() -> None:
     made = agent(rows=0, imitation=GailSettings(n_step=5, monitor_every=20), learning_starts=20, batch_size=16)
     made.learn(90)
     made.learn(60)  # the environment begins anew behind row 89
-    assert int(made.windows(torch.tensor([87]))[1]) == 3
-    assert float(made.windows(torch.tensor([87]))[2]) == 0  # and its value goes on
+    assert int(windows(made, torch.tensor([87]))[1]) == 3
+    assert float(windows(made, torch.tensor([87]))[2]) == 0  # and its value goes on
     assert [row["timesteps"] for row in made.history] == [21, 40, 60]
 
 
@@ -277,8 +279,8 @@ def test_the_absorbing_state_has_its_share_among_the_pairs() -> None:
     assert memory is not None
     failures = float((memory.dones * (1 - memory.timeouts)).sum())
     for rows, expected in (
-        (made.agent_pairs(20_000, draws), failures / (failures + 210)),
-        (made.expert_pairs(20_000, draws), (2 / 4) / (2 / 4 + 40)),
+        (agent_pairs(made, 20_000, draws), failures / (failures + 210)),
+        (expert_pairs(made, 20_000, draws), (2 / 4) / (2 / 4 + 40)),
     ):
         bits = rows[:, 3] / ABSORBED
         assert float(bits.mean()) == pytest.approx(expected, abs=0.01)

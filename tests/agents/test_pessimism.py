@@ -12,7 +12,8 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 from lipctrl.agents.discriminator import RewardSettings
-from lipctrl.agents.gail import GAIL, GailLearner, GailSettings
+from lipctrl.agents.gail import GAIL, GailSettings
+from lipctrl.agents.gail_learner import GailLearner
 from lipctrl.agents.pessimism import Pessimism, PessimismSettings, preconditioned
 from lipctrl.agents.sac import compiled, train_together
 from lipctrl.agents.update import Batch

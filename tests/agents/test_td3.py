@@ -9,7 +9,8 @@ import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from lipctrl.agents.gail import GAIL, GailSettings, deterministic_update
+from lipctrl.agents.gail import GAIL, GailSettings
+from lipctrl.agents.gail_learner import deterministic_update
 from lipctrl.agents.td3 import SUPPORT, Td3Settings, bootstrapped, clipped, critic_loss, expectation
 from lipctrl.agents.update import Batch
 
