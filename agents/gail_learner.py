@@ -12,7 +12,8 @@ from lipctrl.seeding import seed_of
 from .discriminator import Discriminators
 from .gail_batches import OWN
 from .pessimism import Pessimism
-from .sac import SAC, Learner, compiled, soft_update
+from .sac import SAC
+from .sac_learner import Learner, compiled, soft_update
 from .stacked import Stacked
 from .td3 import Td3Update
 from .update import Batch, Update

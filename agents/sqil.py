@@ -18,7 +18,8 @@ from lipctrl.demos.demonstrations import Demonstrations
 from lipctrl.files import UserError
 
 from .expert import check_spaces, subsampled
-from .sac import SAC, Learner
+from .sac import SAC
+from .sac_learner import Learner
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # states, scaled actions, rewards, next states, going
 

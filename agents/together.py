@@ -12,7 +12,8 @@ from stable_baselines3.common.type_aliases import MaybeCallback, TrainFrequencyU
 
 from lipctrl.files import UserError
 
-from .sac import SAC, train_together
+from .sac import SAC
+from .sac_learner import train_together
 
 
 def learn_together(

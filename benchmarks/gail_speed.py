@@ -25,7 +25,7 @@ from lipctrl.agents.discriminator import RewardSettings
 from lipctrl.agents.gail import GAIL, GailSettings
 from lipctrl.agents.gail_learner import GailLearner
 from lipctrl.agents.pessimism import PessimismSettings
-from lipctrl.agents.sac import train_together
+from lipctrl.agents.sac_learner import train_together
 from lipctrl.demos.demonstrations import Demonstrations, Trajectory
 from lipctrl.files import write_text
 from lipctrl.runs import package_versions

@@ -25,7 +25,8 @@ from stable_baselines3.common.logger import Logger
 
 from lipctrl.agents.mbpo import MBPO, RolloutSettings
 from lipctrl.agents.regularisation import Smoothness
-from lipctrl.agents.sac import SAC, Learner, train_together
+from lipctrl.agents.sac import SAC
+from lipctrl.agents.sac_learner import Learner, train_together
 from lipctrl.agents.together import learn_together
 from lipctrl.files import write_text
 from lipctrl.models.dynamics import Dynamics, DynamicsSettings

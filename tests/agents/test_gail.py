@@ -19,7 +19,7 @@ from lipctrl.agents.gail_batches import OWN, agent_pairs, expert_pairs, windows
 from lipctrl.agents.gail_learner import GailLearner
 from lipctrl.agents.monitor import Monitor
 from lipctrl.agents.pessimism import PessimismSettings
-from lipctrl.agents.sac import train_together
+from lipctrl.agents.sac_learner import train_together
 from lipctrl.agents.td3 import Td3Settings
 from lipctrl.agents.together import learn_together
 from lipctrl.demos.demonstrations import Demonstrations, Trajectory

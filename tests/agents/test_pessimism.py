@@ -15,7 +15,7 @@ from lipctrl.agents.discriminator import RewardSettings
 from lipctrl.agents.gail import GAIL, GailSettings
 from lipctrl.agents.gail_learner import GailLearner
 from lipctrl.agents.pessimism import Pessimism, PessimismSettings, preconditioned
-from lipctrl.agents.sac import compiled, train_together
+from lipctrl.agents.sac_learner import compiled, train_together
 from lipctrl.agents.update import Batch
 from lipctrl.demos.demonstrations import Demonstrations, Trajectory
 

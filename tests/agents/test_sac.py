@@ -14,7 +14,8 @@ from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
 from lipctrl.agents.regularisation import Smoothness, largest_singular_values, perturb, power_iteration
-from lipctrl.agents.sac import SAC, Learner, train_together
+from lipctrl.agents.sac import SAC
+from lipctrl.agents.sac_learner import Learner, train_together
 from lipctrl.agents.stacked import Stacked, gradients
 from lipctrl.files import UserError
 

@@ -11,7 +11,8 @@ from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
-from lipctrl.agents.sac import SAC, train_together
+from lipctrl.agents.sac import SAC
+from lipctrl.agents.sac_learner import train_together
 from lipctrl.agents.sqil import LS_IQ, SQIL, SqilLearner, SqilSettings
 from lipctrl.agents.together import learn_together
 from lipctrl.demos.demonstrations import Demonstrations, Trajectory
