@@ -85,21 +85,35 @@ class GailLearner(Learner):
         first = cast("GAIL", self.agents[0])
         self.stem.rate.copy_(torch.tensor([agent.rate() for agent in self.agents]))
         tensors = [torch.stack(parts, 1) for parts in zip(*[batch.tensors() for batch in batches], strict=True)]
-        updates, ratio, delay = len(tensors[0]), first.reward.ratio, first.td3.delay
+        updates, ratio = len(tensors[0]), first.reward.ratio
         own, pairs = tensors[:OWN], tensors[OWN:]
-        behind = {agent._n_updates % delay for agent in self.agents}
-        if first.deterministic and len(behind) > 1:
-            raise UserError("agents that are trained together must have made as many updates, up to the actor's delay")
+        acts = self._acts(updates)
         totals = torch.zeros(len(batches), 3, device=first.device)
         judged = torch.zeros(len(batches), 2, device=first.device)
         for at in range(updates):
             for k in range(ratio):
                 judged += self._judge(*[part[at, :, k] for part in pairs])
-            act = (first._n_updates + at + 1) % delay == 0
-            totals += self._step(act, *[part[at] for part in own])
-        acted = (first._n_updates + updates) // delay - first._n_updates // delay if first.deterministic else updates
-        counts = totals.new_tensor([updates, acted, updates])
+            totals += self._step(acts[at], *[part[at] for part in own])
+        counts = totals.new_tensor([updates, sum(acts), updates])
         return torch.cat([totals / counts, judged / (updates * ratio)], -1).tolist()
+
+    def _acts(self, updates: int) -> list[bool]:
+        """In which of the next updates the actor moves.
+
+        Raises:
+            UserError: not the same for all agents.
+        """
+        first = cast("GAIL", self.agents[0])
+        if not first.deterministic:
+            return [True] * updates
+
+        def of(agent: SAC) -> list[bool]:
+            numbers = range(agent._n_updates + 1, agent._n_updates + updates + 1)
+            return [number % first.td3.delay == 0 and number > first.td3.wait for number in numbers]
+
+        if any(of(agent) != of(first) for agent in self.agents):
+            raise UserError("agents that are trained together must have made as many updates, up to the actor's delay")
+        return of(first)
 
 
 def deterministic_update(agents: Sequence[SAC]) -> Td3Update:

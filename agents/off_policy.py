@@ -129,8 +129,9 @@ class MbpoSettings(SacSettings):
 class ImitationSettings(OffPolicySettings):
     """Settings of a training that imitates demonstrations."""
 
-    method: Literal["gail", "sqil", "ls-iq"] = "gail"
-    """gail: TD3 or SAC on a learned reward; sqil, ls-iq: SAC on constant ones of demonstrations and of replay."""
+    method: Literal["gail", "sqil", "ls-iq", "bc"] = "gail"
+    """gail: TD3 or SAC on a learned reward; sqil, ls-iq: SAC on constant ones of demonstrations and of replay; bc:
+    behaviour cloning, whose gradient steps are `timesteps` and which uses no setting of the interaction."""
     env: str = "Pendulum-v1"
     """Gymnasium id of the environment; its reward is only used to evaluate."""
     timesteps: int = 25_000
@@ -165,16 +166,20 @@ class ImitationSettings(OffPolicySettings):
             )
         if self.demonstrations is not None and self.demonstrations < 1:
             raise ValueError(f"demonstrations must be at least 1, found {self.demonstrations}")
-        used = self.imitation.subsample, self.imitation.layer_norm
-        others = GailSettings(subsample=used[0], layer_norm=used[1])
-        if self.method != "gail" and (self.reward, self.td3, self.imitation) != (
-            RewardSettings(),
-            Td3Settings(),
-            others,
-        ):
+        self._check_baseline()
+
+    def _check_baseline(self) -> None:
+        """That a method without a learned reward is given none of its settings.
+
+        Raises:
+            ValueError: it is.
+        """
+        taken = {"gail": (), "bc": ("subsample",)}.get(self.method, ("subsample", "layer_norm"))
+        others = GailSettings(**{name: getattr(self.imitation, name) for name in taken})
+        if taken and (self.reward, self.td3, self.imitation) != (RewardSettings(), Td3Settings(), others):
             raise ValueError(
                 f"{self.method} learns no reward: of the settings reward, td3 and imitation it takes "
-                "imitation.subsample and imitation.layer_norm only"
+                f"{' and '.join(f'imitation.{name}' for name in taken)} only"
             )
 
 

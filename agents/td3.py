@@ -42,12 +42,17 @@ class Td3Settings:
     """Standard deviation and limit of the noise on target actions."""
     delay: int = 2
     """Updates of the critics per update of the actor."""
+    wait: int = 0
+    """Updates of the critics before the first of the actor."""
     clip: float = 40.0
     """Largest norm of the actor's gradient."""
 
     def __post_init__(self) -> None:
-        if self.atoms < 2 or self.delay < 1:
-            raise ValueError(f"atoms must be at least 2 and delay at least 1, found {self.atoms} and {self.delay}")
+        if self.atoms < 2 or self.delay < 1 or self.wait < 0:
+            raise ValueError(
+                "atoms must be at least 2, delay at least 1 and wait not negative, found "
+                f"{self.atoms}, {self.delay} and {self.wait}"
+            )
         if not 0 <= self.soft_minimum <= 1:
             raise ValueError(f"soft_minimum must be in [0, 1], found {self.soft_minimum}")
         if min(self.noise, *self.smoothing) < 0 or not 0 < self.clip < np.inf:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
@@ -108,9 +109,7 @@ class Training:
     def evaluate(self) -> None:
         """Returns of deterministic episodes from the same start states as ever, and the losses of now."""
         for agent, rows in zip(self.agents, self.rows, strict=True):
-            self.test.reset(seed=seed_of(TEST_SEED, "evaluation") % 2**31)
-            returns, _ = evaluate_policy(agent, self.test, self.settings.episodes, return_episode_rewards=True)
-            row = {"timesteps": float(agent.num_timesteps), "evaluation/mean_return": float(np.mean(returns))}
+            row = evaluated(agent, self.test, self.settings.episodes)
             found = agent.logger.name_to_value
             rows.append(row | {name: float(found.get(name, np.nan)) for name in self.losses()})
 
@@ -143,6 +142,13 @@ class Training:
         where = self.run.path if len(self.agents) == 1 else self.folder(0) / "policy.npz"
         plot = f"lipctrl plot {self.run.path} or " if isinstance(self.agents[0], MBPO) else ""
         return [f"next: {plot}lipctrl certify {where}"]
+
+
+def evaluated(agent: BaseAlgorithm, test: Monitor, episodes: int) -> dict[str, float]:
+    """Steps so far and mean return of deterministic episodes from the same start states as ever."""
+    test.reset(seed=seed_of(TEST_SEED, "evaluation") % 2**31)
+    returns, _ = evaluate_policy(agent, test, episodes, return_episode_rewards=True)
+    return {"timesteps": float(agent.num_timesteps), "evaluation/mean_return": float(np.mean(returns))}
 
 
 def environments_and_agents(settings: OffPolicySettings) -> list[SAC]:

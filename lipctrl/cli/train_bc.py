@@ -19,6 +19,8 @@ from lipctrl.files import UserError, write_atomically
 from lipctrl.policy import PlainPolicy, Policy
 from lipctrl.runs import Run, write_metrics
 
+Evaluate = Callable[[BC], dict[str, float]]
+
 
 @dataclass(frozen=True)
 class TrainSettings(BCSettings):
@@ -33,14 +35,20 @@ class TrainSettings(BCSettings):
 
 
 class _Checkpoint(BaseCallback):
-    """Advances a bar every step, writes a checkpoint at every logged row, stops when interrupted."""
+    """Advances a bar every step, evaluates and writes a checkpoint at every logged row, stops when interrupted."""
 
-    def __init__(self, folder: Path, interval: int, advance: Any, interrupted: Callable[[], bool]) -> None:
+    def __init__(
+        self, folder: Path, interval: int, advance: Any, interrupted: Callable[[], bool], evaluate: Evaluate | None
+    ) -> None:
         super().__init__()
         self.folder, self.interval, self.advance, self.interrupted = folder, interval, advance, interrupted
+        self.evaluate = evaluate
 
     def _on_step(self) -> bool:
         self.advance()
+        history = self.model.history  # type: ignore[attr-defined]  # the model is the BC that called
+        if self.evaluate is not None and history and history[-1]["update"] == self.num_timesteps:
+            history[-1] |= self.evaluate(self.model)  # type: ignore[arg-type]
         if self.num_timesteps % self.interval == 0:
             save(self.model, self.folder)  # type: ignore[arg-type]  # the model is the BC that called
         return not self.interrupted()
@@ -53,7 +61,14 @@ def save(agent: BC, folder: Path) -> None:
         write_metrics(folder / "metrics.csv", agent.history)
 
 
-def train(agent: BC, settings: BCSettings, demos: Demonstrations, folder: Path, expert: Policy | None = None) -> None:
+def train(
+    agent: BC,
+    settings: BCSettings,
+    demos: Demonstrations,
+    folder: Path,
+    expert: Policy | None = None,
+    evaluate: Evaluate | None = None,
+) -> None:
     """Train to the end, with checkpoints; then write the checkpoint, the metrics and the plain network.
 
     With DAgger the updates are split evenly; between two parts the expert labels what the learner visits, and the data
@@ -61,7 +76,7 @@ def train(agent: BC, settings: BCSettings, demos: Demonstrations, folder: Path, 
 
     Args:
         agent: new, or loaded from the run folder with the data so far. demos: those data.
-        expert: labels in DAgger rounds.
+        expert: labels in DAgger rounds. evaluate: what else a logged row holds.
 
     Raises:
         KeyboardInterrupt: interrupted between two updates, after a checkpoint was written.
@@ -72,7 +87,7 @@ def train(agent: BC, settings: BCSettings, demos: Demonstrations, folder: Path, 
         for part in range(int(demos.provenance.get("dagger_rounds", 0)), parts):
             agent.learn(
                 settings.updates * (part + 1) // parts,
-                callback=_Checkpoint(folder, settings.log_interval, advance, interrupted),
+                callback=_Checkpoint(folder, settings.log_interval, advance, interrupted, evaluate),
                 log_interval=settings.log_interval,
                 reset_num_timesteps=False,
             )

@@ -53,8 +53,7 @@ class GailTraining(Training):
         for agent in agents:
             assert isinstance(agent, GAIL | SQIL)
             agent.set_demonstrations(demos)
-        expert = float(demos.returns.mean()) if demos.rewards.any() else None
-        return Prepared(agents, {"demos_sha256": demos.sha256(), "expert_return": expert})
+        return Prepared(agents, known_of(demos))
 
     def losses(self) -> Sequence[str]:
         """See `Training`; those of a learned reward too."""
@@ -123,6 +122,12 @@ def demonstrations_of(settings: ImitationSettings) -> Demonstrations:
     if count > len(demos.lengths):
         raise UserError(f"{settings.demos} holds {len(demos.lengths)} episodes; demonstrations asks for {count}")
     return Demonstrations.from_trajectories(list(demos.trajectories())[:count], demos.provenance)
+
+
+def known_of(demos: Demonstrations) -> dict[str, Any]:
+    """What run.json says of the demonstrations."""
+    expert = float(demos.returns.mean()) if demos.rewards.any() else None
+    return {"demos_sha256": demos.sha256(), "expert_return": expert}
 
 
 def check_demonstrations(demos: Demonstrations, settings: ImitationSettings, agent: SAC) -> None:
@@ -223,9 +228,14 @@ def main(arguments: Sequence[str]) -> None:
         group="gail",
         prog="lipctrl train gail",
         description="Off-policy adversarial imitation: TD3 or SAC on a reward learned from demonstrations, with a "
-        "penalty on its slope or a proved bound of it, several seeds as one batch; for comparison SQIL and LS-IQ, "
-        "which learn none. Writes policy.npz, reward.npz, model.zip, metrics.csv, imitation.csv and a checkpoint into "
-        "a run folder; an interrupted run is resumed exactly.",
+        "penalty on its slope or a proved bound of it, several seeds as one batch; for comparison SQIL, LS-IQ and "
+        "behaviour cloning, which learn none. Writes policy.npz, reward.npz, model.zip, metrics.csv, imitation.csv and "
+        "a checkpoint into a run folder; an interrupted run is resumed exactly.",
         args=arguments,
     )
+    if settings.method == "bc" and settings.resume is None:
+        from lipctrl.cli.clone import clone
+
+        clone(settings)
+        return
     start(settings, "gail", GailTraining)

@@ -140,11 +140,13 @@ def test_a_batch_row_by_row() -> None:
     assert [float(n.std()) for n in (noise.noise, noise.next_noise)] == pytest.approx([1, 1], abs=0.05)
 
 
-def test_how_often_what_is_updated() -> None:
-    made = agent(reward=RewardSettings(ratio=3), td3=Td3Settings(delay=2))
-    made.train(7, 16)
+@pytest.mark.parametrize(("wait", "acted"), [(0, 3), (4, 1), (5, 1), (7, 0)])
+def test_how_often_what_is_updated(wait: int, acted: int) -> None:
+    made = agent(reward=RewardSettings(ratio=3), td3=Td3Settings(delay=2, wait=wait))
+    made.train(3, 16)
+    made.train(4, 16)
     counted = {name: float(made.memory.get_buffer(name)) for name in ("count", "actor_count", "reward_count")}
-    assert counted == {"count": 7, "actor_count": 3, "reward_count": 21}
+    assert counted == {"count": 7, "actor_count": acted, "reward_count": 21}
 
 
 def test_exploration_adds_the_noise_that_is_set() -> None:

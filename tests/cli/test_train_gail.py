@@ -8,14 +8,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+import torch
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor as StepMonitor
 
+from lipctrl.agents.bc import BC
 from lipctrl.agents.discriminator import RewardSettings
-from lipctrl.agents.gail import GAIL
+from lipctrl.agents.gail import GAIL, GailSettings
 from lipctrl.agents.monitor import Monitor
 from lipctrl.agents.off_policy import ImitationSettings
 from lipctrl.agents.sac import SAC
+from lipctrl.certify.bracket import certify
+from lipctrl.cli.clone import pairs
 from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations
 from lipctrl.cli.loading import load_network
 from lipctrl.cli.plot import levels_of
@@ -23,7 +30,9 @@ from lipctrl.cli.train_gail import beside_expert, favoured
 from lipctrl.demos.demonstrations import ARRAYS, Demonstrations, Trajectory
 from lipctrl.nn.plain import PlainNet
 from lipctrl.nn.reward import LearnedReward
+from lipctrl.policy import PlainPolicy
 from lipctrl.runs import read_metrics
+from lipctrl.seeding import seed_of
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ["--timesteps", "80", "--log-interval", "40", "--learning-starts", "30", "--episodes", "1", "--batch", "16"]
@@ -155,6 +164,57 @@ def test_baselines_learn_no_reward_and_are_resumed_exactly(
     assert not (whole / "reward.npz").exists() and not (whole / "imitation.csv").exists()
 
 
+CLONED = ["--method", "bc", "--timesteps", 200, "--log-interval", 80, "--episodes", 2, "--hidden", 8, "--lip", 3]
+
+
+def test_cloning_is_a_method_with_the_same_run_folder(tmp_path: Path, run: Run, demos: Path) -> None:
+    """A bounded policy of each seed, evaluated from GAIL's start states."""
+    for name in ("a", "b"):
+        status, out, _ = run("train", "gail", *CLONED, "--demos", demos, "--seeds", 2, "--out", tmp_path / name)
+        assert status == 0 and "the expert's" in out
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    test = StepMonitor(gymnasium.make("Pendulum-v1"))
+    for seed, found in zip(("seed-0", "seed-1"), record["results"]["mean_return"], strict=True):
+        for name in ("metrics.csv", "policy.npz"):
+            assert (tmp_path / "a" / seed / name).read_bytes() == (tmp_path / "b" / seed / name).read_bytes()
+        rows = read_metrics(tmp_path / "a" / seed / "metrics.csv")
+        assert [row["timesteps"] for row in rows] == [80, 160, 200]
+        net = PlainNet.load(tmp_path / "a" / seed / "policy.npz")
+        assert certify(net).upper.bound <= 3 * (1 + 1e-6)
+        test.reset(seed=seed_of(1000, "evaluation") % 2**31)
+        mean, _ = evaluate_policy(PlainPolicy(net), test, 2)  # type: ignore[arg-type]
+        assert rows[-1]["evaluation/mean_return"] == found == pytest.approx(mean, rel=1e-3)
+    assert record["status"] == "finished" and record["expert_return"] == Demonstrations.load(demos).returns.mean()
+
+
+def test_cloning_sees_the_pairs_that_gail_sees(demos: Path) -> None:
+    found = Demonstrations.load(demos)
+    twin = GAIL("MlpPolicy", "Pendulum-v1", demonstrations=found, imitation=GailSettings(subsample=7), seed=1)
+    assert twin.expert is not None
+    mean, scale = (twin.memory.get_buffer(f"reward_{name}").numpy() for name in ("mean", "scale"))
+    ours = (pairs(found, 7, seed=1).pairs()[0] - mean) / scale
+    theirs = torch.cat([twin.expert.pairs, twin.expert.held])[:, :3].numpy()
+    np.testing.assert_allclose(ours[np.argsort(ours[:, 0])], theirs[np.argsort(theirs[:, 0])], atol=1e-4)
+
+
+def test_interrupted_cloning_is_started_anew(
+    tmp_path: Path, run: Run, demos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = BC.train
+
+    def interrupting(self: BC, rate: float) -> float:
+        if self.num_timesteps == 100:
+            signal.raise_signal(signal.SIGINT)
+        return whole(self, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BC, "train", interrupting)
+        status, out, _ = run("train", "gail", *CLONED, "--demos", demos, "--out", tmp_path / "cut")
+    assert status == 130 and "started anew" in out
+    status, _, err = run("train", "gail", "--resume", tmp_path / "cut")
+    assert status == 2 and "start it anew" in err
+
+
 @pytest.mark.parametrize("family", ["orthogonal", "aol"])
 def test_the_closing_line_proves_layer_wise_rewards_too(tmp_path: Path, run: Run, demos: Path, family: str) -> None:
     """Their activation, maxmin, has no multipliers; the agent's zip with LayerNorm critics is certified as it lies."""
@@ -281,6 +341,7 @@ def changed(demos: Path, path: Path, **arrays: Any) -> Path:
             ["--demos", "{demos}", "--method", "sqil"],
             "sqil learns no reward: of the settings reward, td3 and imitation",
         ),
+        (["--demos", "{demos}", "--method", "bc"], "bc learns no reward"),
     ],
 )
 def test_bad_input(
