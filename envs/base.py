@@ -124,7 +124,9 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         """Apply an action, clipped to its limits, for one sampling period.
 
         Returns:
-            Observation, reward, failed, False, and info with "state", "stage_cost" (without failure cost) and "failed".
+            Observation, reward, failed, False, and info with "state", "stage_cost" (without failure cost), "failed" and
+            "violation": the most by which the state exceeds its limits, in half widths of their range (raw where that
+            is infinite), or by which its margin is negative; 0 where it keeps them.
 
         Raises:
             UserError: an action or disturbance of wrong shape or not finite.
@@ -137,8 +139,14 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         inside = bool(np.all((self._low <= self.state) & (self.state <= self._high)))
         failed = not inside or (self.margin is not None and bool(self.margin(self.state) < 0))
         reward = -cost - (self.failure_cost if failed else 0.0)
-        info = {"state": self.state.copy(), "stage_cost": cost, "failed": failed}
+        info = {"state": self.state.copy(), "stage_cost": cost, "failed": failed, "violation": self._violation()}
         return self.observe(self.state), reward, failed, False, info
+
+    def _violation(self) -> float:
+        half = (self._high - self._low) / 2
+        beyond = np.maximum(self._low - self.state, self.state - self._high) / np.where(np.isfinite(half), half, 1.0)
+        collision = 0.0 if self.margin is None else -float(self.margin(self.state))
+        return max(0.0, float(beyond.max()), collision)
 
     def render(self) -> Picture | None:
         """Picture of the current state, shape (240, 320, 3), or None without render_mode="rgb_array"."""

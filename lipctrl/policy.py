@@ -27,6 +27,19 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class SolvingPolicy(Policy, Protocol):
+    """A policy that solves a problem at every step, from a warm start in its hidden state, as MPC does."""
+
+    def nudged(self, state: Any, offsets: Array) -> Any:
+        """The hidden state with offsets (batch, k) added to the warm starts of the next solves."""
+        ...
+
+    def solves(self, state: Any) -> tuple[NDArray[np.bool_], Array]:
+        """Of the solves behind a hidden state: where a fallback acted for want of a solution, iterations, (batch,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class FunctionPolicy:
     """A policy from a function that maps observations (batch, n) to actions (batch, m)."""

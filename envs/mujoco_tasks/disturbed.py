@@ -60,7 +60,7 @@ class DisturbedTask:
         self._id, self._channels = env_id, list(channels)
         self._task = BatchedTask(env_id, batch, threads=threads)
         self._nominal = self._task.models[0]
-        self._output = np.zeros(0)
+        self._output, self.violation = np.zeros(0), np.full(batch, np.nan)  # gymnasium's tasks declare no constraint
         self._seen: list[Array] = []
         self._sent: list[NDArray[Any]] = []
         self._held: NDArray[Any] = np.zeros(0)

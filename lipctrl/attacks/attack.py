@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ class Context:
         episodes: rows per radius.
         random: generator of the attack.
         cost: counted up by the attack.
+        hidden: state of the policy before this step, None before the first.
     """
 
     observation: Array
@@ -49,6 +50,7 @@ class Context:
     episodes: int
     random: np.random.Generator
     cost: Cost = field(default_factory=Cost)
+    hidden: Any = None
 
     def draw(self, kind: Callable[[tuple[int, int]], Array]) -> Array:
         """Draws of shape (batch, k), equal for all radii of an episode."""
@@ -57,7 +59,7 @@ class Context:
     def act(self, observation: Array) -> Array:
         """The deployed policy's actions (batch, m)."""
         self.cost.evaluations += len(observation)
-        return np.asarray(self.policy.predict(observation, deterministic=True)[0], dtype=np.float64)
+        return np.asarray(self.policy.predict(observation, self.hidden, deterministic=True)[0], dtype=np.float64)
 
     def jacobian(self, observation: Array) -> Array:
         """Jacobian (batch, m, n): the network's own before clipping, else central differences of `act`."""

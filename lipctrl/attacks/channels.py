@@ -75,8 +75,8 @@ def half_widths(low: Sequence[float], high: Sequence[float]) -> tuple[float, ...
     return tuple(half.tolist()) if np.isfinite(half).all() and (half > 0).all() else None
 
 
-def _observation(env: Env, where: str | None) -> Place:
-    raise AssertionError("the loop itself disturbs the observation")
+def _by_the_loop(env: Env, where: str | None) -> Place:
+    raise AssertionError("the loop itself disturbs observation and warm start")
 
 
 def _action(env: Env, where: str | None) -> Place:
@@ -131,13 +131,27 @@ def _initial_state(env: Env, where: str | None) -> Place:
     return _place(InitialState(), plant_of(env, "initial_state").state.names)
 
 
+def warm_start(env: Env, horizon: int) -> Place:
+    """The warm start of an MPC that looks `horizon` steps ahead: inputs of all stages, then states.
+
+    Raises:
+        UserError: the environment steps no plant of this library.
+    """
+    plant = plant_of(env, "warm_start")
+    names = [f"stage {k}: {name}" for k in range(horizon) for name in plant.input.names]
+    names += [f"stage {k}: {name}" for k in range(horizon + 1) for name in plant.state.names]
+    inputs, states = (half_widths(signal.low, signal.high) for signal in (plant.input, plant.state))
+    half = None if inputs is None or states is None else inputs * horizon + states * (horizon + 1)
+    return Place((), tuple(names), half)
+
+
 HALF = "half widths of the declared range"
 CHANNELS: dict[str, Kind] = {
     "observation": Kind(
         "step",
         ("raw", "normalised"),
         "adds to the observation",
-        _observation,
+        _by_the_loop,
         "the plant itself is not touched",
         "standard deviations of the demonstrations' observations",
     ),
@@ -193,6 +207,14 @@ CHANNELS: dict[str, Kind] = {
         "makes the controller late (1: the action before is held) by",
         lambda e, w: _delay(Deadline(), e),
         "observation and plant are not touched",
+    ),
+    "warm_start": Kind(
+        "step",
+        ("raw", "normalised"),
+        "adds to the shifted plan that the solver of MPC starts from",
+        _by_the_loop,
+        "observation, model and plant are not touched",
+        HALF,
     ),
     "initial_state": Kind("episode", ("raw",), "moves the start state", _initial_state),
 }

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lipctrl.attacks.channels import CHANNELS, Env, Kind
+from lipctrl.attacks.channels import CHANNELS, Env, Kind, warm_start
 from lipctrl.config import read_config
 from lipctrl.disturb.budget import Budget
 from lipctrl.disturb.channel import AnyChannel
@@ -122,8 +122,8 @@ class Threat:
         scale: (n,), raw units per unit of radius.
         names: (n,), of what is disturbed, with units.
         deviation: (n,), raw units per normalised unit, or None where there are no normalised units.
-        channels: that the environment needs around it, with the number of components of each; none for the observation,
-            which the loop itself disturbs.
+        channels: that the environment needs around it, with the number of components of each; none for observation and
+            warm start, which the loop itself disturbs.
     """
 
     words: Words
@@ -133,12 +133,14 @@ class Threat:
     channels: tuple[tuple[AnyChannel, int], ...] = ()
 
     @staticmethod
-    def parse(text: str, deviation: Array, names: tuple[str, ...], env: Env | None = None) -> "Threat":
+    def parse(
+        text: str, deviation: Array, names: tuple[str, ...], env: Env | None = None, *, horizon: int = 10
+    ) -> "Threat":
         """A threat from its line or file.
 
         Args:
             text: see the module. deviation, names: standard deviation and name of each observation.
-            env: needed by every channel but the observation.
+            env: needed by every channel but the observation. horizon: of the MPC whose warm start is attacked.
 
         Raises:
             UserError: see `Words.parse`; or a channel that the environment, or the command, does not have.
@@ -149,13 +151,24 @@ class Threat:
             return Threat(words, own if words.units == "normalised" else (1.0,) * len(own), names, own)
         if env is None:
             raise UserError(f"this command attacks the observation; `lipctrl evaluate` searches {words.channel}")
-        place = CHANNELS[words.channel].at(env, words.where)
+        warm = words.channel == "warm_start"
+        place = warm_start(env, horizon) if warm else CHANNELS[words.channel].at(env, words.where)
         if words.units == "normalised" and place.half_widths is None:
             raise UserError(
                 f"the channel {words.channel} has no finite range here that normalised units could refer to: use raw"
             )
         scale = place.half_widths if words.units == "normalised" else None
         return Threat(words, scale or (1.0,) * len(place.names), place.names, place.half_widths, place.channels)
+
+    @property
+    def seen(self) -> bool:
+        """Whether it is the observation that is disturbed: nothing else reaches the policy alone."""
+        return self.words.channel == "observation"
+
+    @property
+    def warm(self) -> bool:
+        """Whether it is the warm start of MPC."""
+        return self.words.channel == "warm_start"
 
     @property
     def kind(self) -> Kind:

@@ -84,7 +84,7 @@ def figures_of(
         )
         few = len(extras.headlines) <= PANELS
         found["curves"] = [Figure(text, return_panels(table, unit, floor) if few else return_curves(table, unit))]
-    if not plan.threat.channels:  # nothing else reaches the policy alone
+    if plan.threat.seen:
         text = "Largest change of the action that an attack caused (witness), below what is proved for the policy."
         found["sensitivity"] = [Figure(text, deviation_curves(table, unit))]
     nominal = {h.policy: nominal_of(table, h.policy) for h in extras.headlines}
@@ -136,7 +136,7 @@ def table_rows(plan: Plan, contender: Contender, results: Mapping[tuple[str, str
 
 def proved(plan: Plan, contender: Contender, radii: Sequence[float]) -> list[float | None]:
     """Proved largest change of the action at each radius, None where nothing is proved of it."""
-    if contender.net is None or plan.threat.channels:
+    if contender.net is None or not plan.threat.seen:
         return [None] * len(radii)
     bound = deviation_bound(contender.net, plan.threat)
     return [bound * radius * (1 + 1e-12) for radius in radii]

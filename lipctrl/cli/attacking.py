@@ -20,7 +20,7 @@ from lipctrl.evaluation.search import run_search
 from lipctrl.files import UserError
 from lipctrl.mpc.lqr import lqr
 from lipctrl.nn.plain import PlainNet
-from lipctrl.policy import Policy
+from lipctrl.policy import Policy, SolvingPolicy
 
 Array = NDArray[np.float64]
 
@@ -42,6 +42,17 @@ def check_attack(name: str, threat: Threat) -> None:
         raise UserError(f"the attack {name} acts over time; the channel {channel} acts once per episode")
     if name == "lookahead" and threat.words.budget.kind != "step":
         raise UserError(f"the attack {name} plans within a radius per step; the budget is {threat.words.budget}")
+
+
+def check_victims(contenders: Iterable[Contender], threat: Threat) -> None:
+    """Refuse policies that the channel of a threat does not touch.
+
+    Raises:
+        UserError: a policy that has no warm start, where that is attacked.
+    """
+    for one in contenders:
+        if threat.warm and not isinstance(one.policy, SolvingPolicy):
+            raise UserError(f"the channel warm_start needs MPC: {one.name} solves no problem that could start warm")
 
 
 def searcher(name: str, env: Env, contender: Contender, loops: int = 100) -> Attack | Search:

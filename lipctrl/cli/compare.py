@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lipctrl.attacks.threat import Threat
-from lipctrl.cli.attacking import check_attack, deviation_of, searcher
+from lipctrl.cli.attacking import check_attack, check_victims, deviation_of, searcher
 from lipctrl.cli.cells import Runner, cells_of
 from lipctrl.cli.contenders import contender_named
 from lipctrl.cli.experts import lqr_expert, make_env, signal_names
@@ -136,7 +136,9 @@ def compare(settings: CompareSettings) -> list[Line]:
     env = make_env(settings.env)
     expert = lqr_expert(env) if "lqr" in settings.policies else None
     contenders = [contender_named(name, env, expert, settings.horizon) for name in settings.policies]
-    threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0], env)
+    deviation = deviation_of((c.net for c in contenders), env)
+    threat = Threat.parse(settings.threat, deviation, signal_names(env)[0], env, horizon=settings.horizon)
+    check_victims(contenders, threat)
     check_attack(settings.attack, threat)  # refuses what does not fit before anything runs
     for one in contenders:
         searcher(settings.attack, env, one)

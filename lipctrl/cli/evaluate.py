@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lipctrl.attacks.threat import Threat
-from lipctrl.cli.attacking import check_attack, deviation_of, searcher
+from lipctrl.cli.attacking import check_attack, check_victims, deviation_of, searcher
 from lipctrl.cli.cells import Runner
 from lipctrl.cli.contenders import contenders_named
 from lipctrl.cli.experts import Env, lqr_expert, make_env, signal_names
@@ -133,7 +133,9 @@ def main(arguments: Sequence[str]) -> None:
     env = make_env(settings.env)
     expert = lqr_expert(env) if "lqr" in settings.policies else None
     contenders = contenders_named(settings.policies, env, expert, settings.horizon, activation=settings.activation)
-    threat = Threat.parse(settings.threat, deviation_of((c.net for c in contenders), env), signal_names(env)[0], env)
+    deviation = deviation_of((c.net for c in contenders), env)
+    threat = Threat.parse(settings.threat, deviation, signal_names(env)[0], env, horizon=settings.horizon)
+    check_victims(contenders, threat)
     surrounded(env, threat)  # refuses what does not fit before anything is written
     threat.ball(np.array(settings.radii))
     plan, facts = plan_of(settings, threat, env, contenders)

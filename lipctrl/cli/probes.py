@@ -98,7 +98,7 @@ def evidence_of(
         [row for row in table if row.policy == contender.name],
         rungs,
         met[np.linspace(0, len(met) - 1, min(STATES, len(met))).astype(int)],
-        not plan.threat.channels,
+        plan.threat.seen,
     )
 
 
@@ -120,7 +120,7 @@ def map_of(
     cells += [replace(cell, confined=(tuple(range(size)), a, b)) for a, b in times]
     found = runner.run(cells, f"{plan.env_id}, {worst} confined")
     names = [*threat.names, *(f"steps {a} to {b - 1}" for a, b in times)]
-    net = None if threat.channels else one.net
+    net = one.net if threat.seen else None
     parts = [
         Part(
             name,

@@ -70,7 +70,7 @@ def replay(path: Path, word: str | None) -> None:
     recording = Recording.load(path)
     facts = recording.facts
     env = make_env(facts.env)
-    threat = Threat.parse(facts.threat, recording.deviation, signal_names(env)[0], env)
+    threat = Threat.parse(facts.threat, recording.deviation, signal_names(env)[0], env, horizon=facts.horizon)
     loops = loops_of(facts.env, threat)
     found = recording.replay(loops, threat)
     print(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lipctrl.evaluation.rollout import Rollouts
 from lipctrl.evaluation.statistics import Interval, conditional_value_at_risk, return_curve, stratified_bootstrap
-from lipctrl.evaluation.summary import Row, clopper_pearson
+from lipctrl.evaluation.summary import Row, clopper_pearson, counts
 
 Array = NDArray[np.float64]
 
@@ -29,6 +29,7 @@ class Headline:
         cvar: mean of the lowest tenth of returns. failures of episodes, with the exact interval.
         deviation: largest change of the action found at the largest radius, a witness. certified: proved bound of it.
         tracking, roughness: of the worst attack, and in brackets nominal; tracking None without a reference.
+        violated, violated_steps, violation: of the worst attack, fallbacks, iterations: of it and nominal; see `Row`.
         steps, calls: of the environment, and policy evaluations and Jacobians of the attacks, in all.
     """
 
@@ -53,6 +54,11 @@ class Headline:
     roughness: tuple[float, float]
     steps: int
     calls: int
+    violated: float | None
+    violated_steps: float | None
+    violation: float | None
+    fallbacks: tuple[float, float] | None
+    iterations: tuple[float, float] | None
 
     @property
     def tightness(self) -> float | None:
@@ -86,6 +92,7 @@ def headline(policy: str, table: Sequence[Row], pair: Rollouts, fresh: bool, flo
     failures, episodes = int(pair.terminated[-1].sum()), pair.returns.shape[1]
     last = [row for row in own if row.radius == radii[-1]]
     known = not np.isnan(pair.tracking).any()
+    under, calm = counts(pair, -1), counts(pair, 0)
     return Headline(
         policy,
         worst.attack,
@@ -107,7 +114,16 @@ def headline(policy: str, table: Sequence[Row], pair: Rollouts, fresh: bool, flo
         (float(pair.roughness[-1].mean()), float(pair.roughness[0].mean())),
         spent_steps(own),
         sum(row.evaluations + row.jacobians for row in {row.attack: row for row in own}.values()),
+        under["violated"],
+        under["violated_steps"],
+        under["violation"],
+        _both(under["fallbacks"], calm["fallbacks"]),
+        _both(under["iterations"], calm["iterations"]),
     )
+
+
+def _both(attacked: float | None, nominal: float | None) -> tuple[float, float] | None:
+    return None if attacked is None or nominal is None else (attacked, nominal)
 
 
 def spent_steps(own: Sequence[Row]) -> int:

@@ -24,6 +24,7 @@ Status = Literal["good", "bad", "open"]
 FEWEST = 10  # episodes below which a mean under attack says little
 SATURATED = 0.5  # share of steps at the limits of the action from which a gradient sees little
 VANISHED = 0.01  # share of zero gradients that is worth a warning
+FELL_BACK = 0.01  # of the steps: what a fallback may do before the numbers are those of the fallback
 RISING = 0.1  # of the damage: what more effort may still add
 
 
@@ -234,6 +235,24 @@ def difference_error(net: PlainNet, x: Array, exact: Array) -> float:
     return float(np.median(np.linalg.norm(slope - along, axis=1) / np.maximum(size, 1e-12)))
 
 
+def solvable(evidence: Evidence) -> Sign:
+    """The problem of an MPC has a solution; where it has none the fallback acts, and it is what is attacked there."""
+    name = "MPC has a solution"
+    rows = [row for row in evidence.table if row.fallbacks is not None]
+    if not rows:
+        return Sign(name, "open", "the policy solves no problem")
+    most = max(rows, key=lambda row: row.fallbacks or 0.0)
+    share, steps = 100 * (most.fallbacks or 0.0), sum(round(row.length * row.episodes) for row in rows)
+    if share > 100 * FELL_BACK:
+        where = f"under {most.attack} at radius {most.radius:g}"
+        return Sign(
+            name,
+            "bad",
+            f"it had none in {share:.3g} % of the steps {where}: the fallback acted, and is what was attacked there",
+        )
+    return Sign(name, "good", f"in {steps:,} steps it had none in at most {share:.2g} % under any attack and radius")
+
+
 def deterministic(evidence: Evidence) -> Sign:
     """The policy answers the same question twice in the same way."""
     name = "the policy is a function"
@@ -303,6 +322,7 @@ def signs(evidence: Evidence) -> list[Sign]:
             harmful,
             gradients,
             limits,
+            solvable,
             deterministic,
             certificate,
             enough_episodes,

@@ -1,4 +1,4 @@
-"""What is measured of a closed loop beside its return: roughness of the actions, saturation, tracking."""
+"""What is measured of a closed loop beside its return: roughness, saturation, tracking, constraints, solves."""
 
 import numpy as np
 from gymnasium import spaces
@@ -23,6 +23,8 @@ class Measures:
         self._unit = half if np.isfinite(half).all() and (half > 0).all() else np.ones_like(half)
         self._reference, self._last = reference, np.zeros((rows, *space.shape))
         self._steps, self._change, self._limited, self._square = (np.zeros(rows) for _ in range(4))
+        self.violations, self.excess = np.zeros(rows), np.zeros(rows)
+        self.fallbacks, self._iterations = np.full(rows, np.nan), np.full(rows, np.nan)
 
     def step(self, observation: Array, actions: Array, running: Flags) -> None:
         """Count one step of the running rows: true observations (rows, n) and the policy's actions (rows, m)."""
@@ -35,6 +37,28 @@ class Measures:
             self._square[running] += ((observation - self._reference) ** 2).sum(1)[running]
         self._steps[running] += 1
         self._last = applied
+
+    def reached(self, violation: Array, running: Flags) -> None:
+        """Count where one step of the running rows led: the violation (rows,) of each constraint that the task
+        declares, NaN where it declares none (see `Stepper`).
+
+        `violations` are the steps with one, `excess` is the largest, (rows,); NaN where nothing is declared.
+        """
+        self.violations[running] += np.where(np.isnan(violation), np.nan, violation > 0)[running]
+        self.excess[running] = np.maximum(self.excess, violation)[running]
+
+    def solved(self, fallbacks: Flags, iterations: Array, running: Flags) -> None:
+        """Count the solves of one step: where a fallback acted, and the iterations of the solver, (rows,).
+
+        `fallbacks` are the steps with one, (rows,); NaN for policies that solve nothing.
+        """
+        self.fallbacks[running] = (np.nan_to_num(self.fallbacks) + fallbacks)[running]
+        self._iterations[running] = (np.nan_to_num(self._iterations) + iterations)[running]
+
+    @property
+    def iterations(self) -> Array:
+        """Mean iterations of the solver per step, (rows,); NaN for policies that solve nothing."""
+        return self._iterations / np.maximum(self._steps, 1)
 
     @property
     def roughness(self) -> Array:

@@ -132,7 +132,7 @@ def write(folder: Path, title: str, sections: Sequence[Section], provenance: Map
             recording.save(folder / f"episode-{k}-{i}.npz")
     template = (resources.files("lipctrl.evaluation") / "report.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = number
+    environment.filters["number"], environment.filters["percent"] = number, percent
     page = environment.from_string(template).render(title=title, sections=sections, provenance=provenance)
     write_text(folder / "report.html", page)
     parts = [section_json(k, section) for k, section in enumerate(sections)]
@@ -146,6 +146,11 @@ def number(value: float | None, digits: int = 5) -> str:
     if value is None:
         return ""
     return "never" if value == np.inf else f"{value:.{digits}g}"
+
+
+def percent(share: float | None) -> str:
+    """A share for a table; nothing for None."""
+    return "" if share is None else f"{100 * share:.3g} %"
 
 
 def section_json(k: int, section: Section) -> dict[str, Any]:

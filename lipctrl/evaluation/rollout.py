@@ -16,7 +16,7 @@ from lipctrl.disturb.wrapper import DisturbanceWrapper
 from lipctrl.evaluation.measures import Measures
 from lipctrl.evaluation.stepping import OneByOne, Stepper
 from lipctrl.files import UserError
-from lipctrl.policy import FunctionPolicy, Policy
+from lipctrl.policy import Policy, SolvingPolicy
 from lipctrl.seeding import generator, seed_of
 
 Array = NDArray[np.float64]
@@ -37,7 +37,8 @@ class Trace:
     episode: int
 
 
-ARRAYS = ("radii", "returns", "lengths", "terminated", "deviation", "roughness", "saturated", "tracking", "final")
+MEASURED = ("roughness", "saturated", "tracking", "violations", "excess", "fallbacks", "iterations")
+ARRAYS = ("radii", "returns", "lengths", "terminated", "deviation", *MEASURED, "final")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Rollouts:
     Attributes:
         radii: (R,). returns, lengths, terminated, deviation: (R, E); deviation is the largest |pi(s+d) - pi(s)| met,
             0 where the observation is not attacked.
-        roughness, saturated, tracking: (R, E), see `Measures`.
+        roughness, saturated, tracking, violations, excess, fallbacks, iterations: (R, E), see `Measures`.
         final: observations after the last step, (R, E, n).
         traces: of one episode at every radius, by default the first. worst: of that with the lowest return.
         cost: what the attack spent.
@@ -61,6 +62,10 @@ class Rollouts:
     roughness: Array
     saturated: Array
     tracking: Array
+    violations: Array
+    excess: Array
+    fallbacks: Array
+    iterations: Array
     final: Array
     traces: tuple[Trace, ...]
     worst: tuple[Trace, ...]
@@ -134,16 +139,21 @@ class Loops:
         terminated, running = np.zeros(rows, dtype=bool), np.ones(rows, dtype=bool)
         measures, history = Measures(rows, self.space, self.reference), list[tuple[Array, Array, Array]]()
         while running.any():
-            d = batch.disturb(x)
-            seen = x if threat.channels else x + d
-            actions, hidden = _act(policy, seen, hidden, self.space, running)
-            if not threat.channels and d.any():
-                nominal = np.asarray(policy.predict(x, deterministic=True)[0], dtype=np.float64)
+            d = batch.disturb(x, hidden)
+            seen, before = x + d if threat.seen else x, hidden
+            if threat.warm and isinstance(policy, SolvingPolicy):
+                before = policy.nudged(before, d)
+            actions, hidden = _act(policy, seen, before, self.space, running)
+            if isinstance(policy, SolvingPolicy):
+                measures.solved(*policy.solves(hidden), running)
+            if threat.seen and d.any():
+                nominal = np.asarray(policy.predict(x, before, deterministic=True)[0], dtype=np.float64)
                 change = np.linalg.norm(actions - nominal, axis=1)
                 deviation[running] = np.maximum(deviation, change)[running]
             history.append((x, seen, actions))
             measures.step(x, actions, running)
             x, reward, end, cut = batch.step(actions, d, running)
+            measures.reached(batch.violation, running)
             returns += reward
             lengths += running
             terminated |= end
@@ -155,7 +165,7 @@ class Loops:
             tuple(_trace(history, row, lengths[row], x, applied, row % episodes) for row in chosen.tolist())
             for chosen in (blocks + shown, blocks + lowest)
         )
-        counted = [returns, lengths, terminated, deviation, measures.roughness, measures.saturated, measures.tracking]
+        counted = [returns, lengths, terminated, deviation, *(getattr(measures, name) for name in MEASURED)]
         arrays = [np.asarray(radii, dtype=np.float64), *(values.reshape(shape) for values in counted)]
         numbers: dict[str, Any] = dict(zip(ARRAYS, [*arrays, x.reshape(*shape, -1)], strict=True))
         return Rollouts(**numbers, traces=traces, worst=worst, cost=batch.context.cost)
@@ -192,8 +202,7 @@ class _Batch:
         self._stepper, self._attack, self._threat, self._ball = stepper, attack, threat, ball
         random = generator(seed, "attack")
         nothing = np.zeros((len(ball.radius), *env.observation_space.shape))  # type: ignore[misc]  # a box has a shape
-        # who may only ask the policy does not see that it is a network with a Jacobian
-        asked = policy if threat.words.access == "white" else FunctionPolicy(lambda o: policy.predict(o)[0])
+        asked = policy if threat.words.access == "white" else _Asked(policy)
         self.context = Context(nothing, asked, ball, episodes, random)
         self._purse = Purse(
             threat.words.budget,
@@ -212,11 +221,12 @@ class _Batch:
         seeds = [seed_of(seed, "episode", e) for e in range(episodes)] * (rows // episodes)
         return self._stepper.start(seeds, self._ask() if self._once else None)
 
-    def disturb(self, x: Array) -> Array:
-        """The disturbance of the coming step (rows, k), zero where it acts once per episode."""
+    def disturb(self, x: Array, hidden: Any) -> Array:
+        """The disturbance of the coming step (rows, k), zero where it acts once per episode; `hidden` is the policy's
+        state before it."""
         if self._once:
             return np.zeros((len(x), len(self._ball.scale)))
-        self.context.observation = x
+        self.context.observation, self.context.hidden = x, hidden
         return self._ask()
 
     def step(
@@ -224,6 +234,11 @@ class _Batch:
     ) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.bool_]]:
         """One step of the running rows; see `Stepper.step`."""
         return self._stepper.step(actions, d if self._threat.channels and not self._once else None, running)
+
+    @property
+    def violation(self) -> Array:
+        """See `Stepper`."""
+        return self._stepper.violation
 
     def check(self) -> Array:
         """Judge the whole disturbance again, from nothing but what was applied, and return it, (T or 1, rows, k)."""
@@ -240,6 +255,18 @@ class _Batch:
         d = self._purse.pay(d)
         self._spent.append(d)
         return d
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A policy that may only be asked: what else it is (a network with a Jacobian) does not show."""
+
+    inner: Policy
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[Any, Any]:
+        return self.inner.predict(observation, state, episode_start, deterministic)
 
 
 def _act(

@@ -17,7 +17,14 @@ Flags = NDArray[np.bool_]
 
 class Stepper(Protocol):
     """What a closed loop needs of its environments. `values` are disturbances (rows, k) in the channels of the threat,
-    relative to the neutral values; None where the threat is on none of them."""
+    relative to the neutral values; None where the threat is on none of them.
+
+    Attributes:
+        violation: (rows,), the largest violation of a constraint of the task at the last step of each row, 0 where all
+            are kept, NaN where the task declares none (`info["violation"]`).
+    """
+
+    violation: Array
 
     def start(self, seeds: Sequence[int], values: Array | None) -> Array:
         """Start an episode in every row, with the disturbances that act once per episode; observations (rows, n)."""
@@ -47,7 +54,7 @@ class OneByOne:
         spec = self._envs[0].spec
         self._name = type(self._envs[0].unwrapped).__name__ if spec is None else spec.id
         self._mujoco = is_mujoco(self._envs[0])
-        self._x = np.zeros(0)
+        self._x, self.violation = np.zeros(0), np.zeros(0)
 
     def start(self, seeds: Sequence[int], values: Array | None) -> Array:
         """See `Stepper.start`."""
@@ -55,6 +62,7 @@ class OneByOne:
             for env, value in zip(self._envs, values, strict=True):
                 self._apply(env, value)
         starts = [env.reset(seed=seed)[0] for env, seed in zip(self._envs, seeds, strict=True)]
+        self.violation = np.full(len(starts), np.nan)
         self._x = np.array(starts, dtype=np.float64)
         return self._x.copy()
 
@@ -67,8 +75,8 @@ class OneByOne:
             env = self._envs[i]
             if values is not None:
                 self._apply(env, values[i])
-            observation, gained, end[i], cut[i], _ = env.step(actions[i].astype(env.action_space.dtype))
-            x[i], reward[i] = observation, float(gained)
+            observation, gained, end[i], cut[i], info = env.step(actions[i].astype(env.action_space.dtype))
+            x[i], reward[i], self.violation[i] = observation, float(gained), info.get("violation", np.nan)
             if self._mujoco and (end[i] or cut[i]):
                 check_stable(self._name, env.unwrapped.data, int(i))  # type: ignore[attr-defined]
         check_finite(self._name, x[rows], reward[rows], rows)

@@ -19,7 +19,7 @@ from lipctrl.attacks import Cost
 from lipctrl.evaluation.rollout import Rollouts, Trace
 from lipctrl.files import write_atomically
 
-FORMAT = "lipctrl-loops-1"
+FORMAT = "lipctrl-loops-2"
 SPECIAL = ("traces", "worst", "cost")  # fields of Rollouts that are not arrays
 
 

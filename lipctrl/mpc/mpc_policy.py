@@ -4,7 +4,7 @@ When the problem has no feasible solution or the solver was late, a fallback pol
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,11 +34,20 @@ class Controller(Protocol):
 
 @dataclass(frozen=True)
 class Decision:
-    """What happened at one step: the solution, why the fallback acted ("infeasible", "late") or None, the action."""
+    """What happened at one step: the solution, why the fallback acted ("infeasible", "late") or None, the action; and
+    what is added to the shifted plan (states and inputs) before the next solve starts from it, None: nothing."""
 
     solution: Solution
     fallback: str | None
     action: Array
+    offset: Trajectory | None = field(default=None, kw_only=True)
+
+    def guess(self) -> Trajectory | None:
+        """Where the next solve starts; None after an infeasible plan, which is a bad place to start from."""
+        if not self.solution.feasible:
+            return None
+        states, inputs = self.solution.shifted()
+        return (states, inputs) if self.offset is None else (states + self.offset[0], inputs + self.offset[1])
 
 
 def _same(observation: Array) -> Array:
@@ -88,9 +97,35 @@ class MPCPolicy:
         actions = np.array([action for action, _ in decided])
         return actions.reshape(*observations.shape[:-1], -1), tuple(decision for _, decision in decided)
 
+    def nudged(self, state: Any, offsets: Array) -> Any:
+        """The hidden state with other warm starts, for an adversary between loop and solver.
+
+        Args:
+            state: decisions, as `predict` returned them, or None before the first solve, where nothing is warm.
+            offsets: (batch, N m + (N+1) n), added to the shifted plans: inputs of all stages, then states.
+
+        Raises:
+            UserError: a size does not match.
+        """
+        if state is None:
+            return None
+        ocp = self.controller.ocp
+        N, n, m = ocp.horizon, len(ocp.x_ref), len(ocp.u_ref)
+        if offsets.shape != (len(state), N * m + (N + 1) * n):
+            raise UserError(
+                f"the warm starts of {len(state)} solves over {N} stages need offsets of shape "
+                f"({len(state)}, {N * m + (N + 1) * n}), found {offsets.shape}"
+            )
+        inputs, states = offsets[:, : N * m].reshape(-1, N, m), offsets[:, N * m :].reshape(-1, N + 1, n)
+        return tuple(replace(last, offset=(x, u)) for last, x, u in zip(state, states, inputs, strict=True))
+
+    def solves(self, state: Any) -> tuple[NDArray[np.bool_], Array]:
+        """Of the decisions that `predict` returned: where the fallback acted, and the solver's iterations, (batch,)."""
+        fallbacks = np.array([decision.fallback is not None for decision in state])
+        return fallbacks, np.array([float(decision.solution.iterations) for decision in state])
+
     def _decide(self, observation: Array, last: Decision | None) -> tuple[Array, Decision]:
-        # an infeasible plan is a bad place to start from
-        guess = last.solution.shifted() if last is not None and last.solution.feasible else None
+        guess = None if last is None else last.guess()
         given = HERE if last is None or self.controller.ocp.u_rate is None else Given(previous=last.action)
         solution = self.controller.solve(self.state_of(observation), guess, given)
         reason = None

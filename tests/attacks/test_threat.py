@@ -42,6 +42,7 @@ LINES = {
     "delay": (LINEAR, 1, ("delays the observation by at most the radius, in control steps",)),
     "actuator_delay": (LINEAR, 1, ("delays the action",)),
     "deadline": (LINEAR, 1, ("makes the controller late",)),
+    "warm_start:linf:raw": (LINEAR, 32, ("shifted plan", "solver of MPC", "not touched")),
     "initial_state:linf:raw": (LINEAR, 2, ("moves the start state", "largest component", "raw units")),
 }
 
@@ -116,6 +117,7 @@ def test_delays_are_whole_numbers_from_zero() -> None:
         ("gain", LINEAR, "needs a MuJoCo task"),
         ("gain:sparse=2", PENDULUM, "once per episode"),
         ("disturbance:l2:raw", PENDULUM, "needs a plant"),
+        ("warm_start:l2:raw", PENDULUM, "needs a plant"),
         ("initial_state:l2:normalised", LINEAR, "raw"),
         ("nowhere.yaml", LINEAR, "nowhere.yaml"),
     ],

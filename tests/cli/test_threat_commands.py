@@ -66,6 +66,7 @@ def test_compare_takes_the_same_threats(tmp_path: Path, run: Run) -> None:
         (["--threat", "action:linf"], "needs units"),
         (["--threat", "gain"], "MuJoCo"),
         (["--threat", "wheel:l2:raw"], "unknown channel"),
+        (["--threat", "warm_start:l2:raw", "--attacks", "vertex"], "needs MPC"),
         (["--threat", "action:l2:raw", "--attacks", "mad"], "works on the observation"),
         (["--threat", "observation:l2:raw:black", "--attacks", "mad"], "black-box"),
         (["--threat", "observation:l2:raw:grey", "--attacks", "lookahead"], "grey-box"),

@@ -19,7 +19,13 @@ RADII, EPISODES = (0.0, 0.1, 0.2), 12
 NOISE = np.random.default_rng(0).normal(0, 1, EPISODES)
 
 
-def loops(*means: float, radii: tuple[float, ...] = RADII, saturated: float = 0.0, deviation: float = 0.0) -> Rollouts:
+def loops(
+    *means: float,
+    radii: tuple[float, ...] = RADII,
+    saturated: float = 0.0,
+    deviation: float = 0.0,
+    fallbacks: float = 0.0,
+) -> Rollouts:
     """Returns that differ between episodes by the same noise, so that paired differences are exact."""
     shape = (len(radii), EPISODES)
     returns = np.array(means)[:, None] + NOISE
@@ -32,6 +38,10 @@ def loops(*means: float, radii: tuple[float, ...] = RADII, saturated: float = 0.
         "roughness": np.zeros(shape),
         "saturated": np.full(shape, saturated),
         "tracking": np.full(shape, np.nan),
+        "violations": np.full(shape, np.nan),
+        "excess": np.full(shape, np.nan),
+        "fallbacks": np.full(shape, fallbacks),
+        "iterations": np.full(shape, 1.0),
         "final": np.zeros((*shape, 1)),
     }
     return Rollouts(**known, traces=(), worst=(), cost=Cost())
@@ -63,8 +73,8 @@ def evidence(certified: float = 3.0, **changed: Rollouts) -> h.Evidence:
 
 def test_a_sound_evaluation_has_no_bad_sign() -> None:
     found = h.signs(evidence())
-    assert {sign.status for sign in found} == {"good"} and len(found) == 11
-    assert len({sign.name for sign in found}) == 11
+    assert {sign.status for sign in found} == {"good"} and len(found) == 12
+    assert len({sign.name for sign in found}) == 12
 
 
 def bad(sign: h.Sign, words: str) -> None:
@@ -121,6 +131,13 @@ def test_an_attack_that_helps() -> None:
 
 def test_actions_at_their_limits() -> None:
     bad(h.limits(evidence(mad=loops(100.0, 80.0, 60.0, saturated=0.9))), "90 %")
+
+
+def test_an_mpc_whose_fallback_acts() -> None:
+    assert "in at most 0 %" in h.solvable(evidence()).text
+    bad(h.solvable(evidence(mad=loops(100.0, 80.0, 60.0, fallbacks=3.0))), "none in 3 % of the steps under mad")
+    table = [replace(row, fallbacks=None) for row in evidence().table]
+    assert h.solvable(replace(evidence(), table=table)).status == "open"
 
 
 def test_a_saturated_policy_has_no_gradient() -> None:

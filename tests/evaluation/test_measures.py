@@ -8,12 +8,13 @@ import pytest
 from gymnasium import spaces
 
 import lipctrl.envs  # noqa: F401  # registers the environments
-from lipctrl.attacks import RandomVertex
+from lipctrl.attacks import NoAttack, RandomVertex
 from lipctrl.attacks.threat import Threat
 from lipctrl.evaluation.measures import Measures
 from lipctrl.evaluation.rollout import Loops, surrounded
+from lipctrl.evaluation.summary import rows
 from lipctrl.nn.plain import PlainNet
-from lipctrl.policy import PlainPolicy
+from lipctrl.policy import FunctionPolicy, PlainPolicy
 from lipctrl.seeding import seed_of
 
 LIMITED = spaces.Box(np.array([-2.0, -1.0]), np.array([2.0, 1.0]), dtype=np.float64)
@@ -35,6 +36,43 @@ def test_measures_of_a_hand_made_episode() -> None:
     assert measures.roughness == pytest.approx([(np.sqrt(2) + 1) / 2, 0.0])
     assert measures.saturated == pytest.approx([2 / 3, 0.0])
     assert measures.tracking == pytest.approx([np.sqrt((0 + 9 + 16) / 3), 3.0])
+
+
+def test_constraints_and_solves_of_a_hand_made_episode() -> None:
+    measures = Measures(2, LIMITED, None)
+    both, first = np.array([True, True]), np.array([True, False])
+    for violation, fell, count, running in (
+        ([0.2, 0.0], [True, False], [3, 1], both),
+        ([0.0, 9.0], [False, True], [4, 9], first),
+        ([0.1, 9.0], [True, True], [5, 9], first),
+    ):
+        measures.step(np.zeros((2, 1)), np.zeros((2, 2)), running)
+        measures.solved(np.array(fell), np.array(count, dtype=np.float64), running)
+        measures.reached(np.array(violation), running)
+    assert measures.violations.tolist() == [2.0, 0.0] and measures.excess.tolist() == [0.2, 0.0]
+    assert measures.fallbacks.tolist() == [2.0, 0.0] and measures.iterations.tolist() == [4.0, 1.0]
+    measures.reached(np.full(2, np.nan), first)  # a task that declares no constraint
+    assert np.isnan(measures.violations[0]) and np.isnan(measures.excess[0])
+    nothing = Measures(1, LIMITED, None)
+    assert np.isnan(nothing.fallbacks[0]) and np.isnan(nothing.iterations[0])
+
+
+def test_a_violated_limit_is_counted_once_and_in_half_ranges() -> None:
+    """Full force turns the pole over: the episode ends at its first violation, whose size is that of its last state."""
+    loops = Loops(lambda: gymnasium.make("lipctrl/CartPole-v0"))
+    push = FunctionPolicy(lambda x: np.full((len(x), 1), 10.0))
+    threat = Threat.parse("observation:l2:raw", np.ones(4), ("a", "b", "c", "d"))
+    found = loops.run(push, NoAttack(), threat, (0.0,), episodes=3, seed=0)
+    assert found.terminated.all() and found.violations.tolist() == [[1.0] * 3]
+    over = np.abs(found.final[0]) / np.array([2.4, 0.8, 20.0, 20.0]) - 1
+    assert found.excess[0] == pytest.approx(over.max(1)) and (found.excess > 0).all()
+    (row,) = rows("push", "none", found, [None])
+    assert row.violated == 1 and row.violated_steps == pytest.approx(3 / found.lengths.sum())
+    assert row.violation == found.excess.max() and row.fallbacks is None and row.iterations is None
+    still = Loops(lambda: gymnasium.make("InvertedPendulum-v5"))
+    idle = FunctionPolicy(lambda x: np.zeros((len(x), 1)))
+    (row,) = rows("idle", "none", still.run(idle, NoAttack(), threat, (0.0,), episodes=1, seed=0), [None])
+    assert row.failures == 1 and row.violated is None  # it ends, and declares no limits
 
 
 def test_without_limits_and_reference() -> None:
