@@ -37,28 +37,41 @@ def train(path: Path, cell: Cell, agents: Sequence[Any], *, enough: float = floa
         enough: training stops where every seed returns that much.
     """
     test = Monitor(gymnasium.make(cell.env))
-    result: dict[str, Any] = {"cell": path.stem, "processor": processor(), "versions": package_versions()}
-    result |= {"settings": str(cell), "steps": [], "returns": [], "finished": False}
+    result = begun(path, cell)
 
     def after_step() -> bool:
         steps = agents[0].num_timesteps
         if steps % cell.every == 0:
             test.reset(seed=TEST_SEED)
-            scores = [
-                float(np.mean(evaluate_policy(a, test, EPISODES, return_episode_rewards=True)[0])) for a in agents
-            ]
+            scores = evaluated(agents, test)
             result["steps"].append(steps)
             result["returns"].append(scores)
-            result["history"] = [agent.history for agent in agents]
+            result["history"] = [getattr(agent, "history", []) for agent in agents]  # baselines measure nothing else
             result["seconds"] = {phase: sum(a.seconds[phase] for a in agents) for phase in agents[0].seconds}
             result["finished"] = steps >= cell.steps or min(scores) >= enough
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(result) + "\n")
+            write(path, result)
             spent = {k: round(v) for k, v in result["seconds"].items()}
             print(path.stem, steps, np.round(scores, 1), spent, flush=True)
         return not result["finished"]
 
     learn_together(agents, cell.steps, after_step=after_step)
+
+
+def begun(path: Path, cell: Cell) -> dict[str, Any]:
+    """The result of a cell before its first evaluation."""
+    result: dict[str, Any] = {"cell": path.stem, "processor": processor(), "versions": package_versions()}
+    return result | {"settings": str(cell), "steps": [], "returns": [], "history": [], "finished": False}
+
+
+def evaluated(agents: Sequence[Any], test: Monitor) -> list[float]:
+    """Mean return of deterministic episodes of each agent, one agent after the other."""
+    return [float(np.mean(evaluate_policy(a, test, EPISODES, return_episode_rewards=True)[0])) for a in agents]
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """Store a result as it is now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(result) + "\n")
 
 
 def finished(path: Path) -> bool:

@@ -3,30 +3,41 @@
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum        # hours; finished cells are not run again
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py double          # survival bias and absorbing states
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum-none-1 # a single cell by name
+    OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum-bc pendulum-sqil pendulum-ls-iq few-bc few-sqil few-ls-iq
     python benchmarks/gail_study.py table                             # what the finished evaluations say
     python benchmarks/gail_study.py curves                            # draws docs/algorithms/gail-pendulum.svg
 
 Every cell writes benchmarks/results/gail/<cell>.json after every evaluation: returns of ten deterministic episodes of
-each seed, the rows of diagnostics, wall time by phase. Names end in the ratio of discriminator's to agent's updates.
+each seed, the rows of diagnostics, wall time by phase. Names end in the ratio of discriminator's to agent's updates;
+those of the baselines, which have none, in the method. Steps of behaviour cloning are gradient steps.
 """
 
+import copy
 import json
 import sys
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import gymnasium
 import numpy as np
 import torch
-from cells import EPISODES, TEST_SEED, curves_of, interval, run_group, train
+from cells import EPISODES, TEST_SEED, begun, curves_of, evaluated, interval, run_group, train, write
 from scipy.stats import spearmanr
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
+from lipctrl.agents.bc import BC
+from lipctrl.agents.bc_policy import BCPolicy
 from lipctrl.agents.discriminator import RewardSettings
 from lipctrl.agents.gail import GAIL, GailSettings
+from lipctrl.agents.off_policy import ImitationSettings, build
+from lipctrl.cli.clone import cloning, pairs
 from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations, named_expert
+from lipctrl.cli.train_bc import prepare
+from lipctrl.demos.demonstrations import Demonstrations
 from lipctrl.evaluation.plots import imitation_figure
 from lipctrl.files import write_text
 
@@ -39,13 +50,14 @@ SEEDS, ROUND = (0, 1, 2, 3, 4, 5), 20
 class Cell:
     """One experiment: task, demonstrations, what differs."""
 
-    reward: RewardSettings
+    reward: RewardSettings = RewardSettings()
     env: str = "Pendulum-v1"
     expert: str = "swing-up"
     imitation: GailSettings = GailSettings()
     steps: int = 25_000
     every: int = 2_500
     discount: float = 0.99
+    method: Literal["gail", "sqil", "ls-iq", "bc"] = "gail"
 
 
 NONE = RewardSettings(regulariser="none")
@@ -63,6 +75,7 @@ REGULARISERS = {
     "weight-decay": replace(NONE, weight_decay=10.0),
 }
 FEW = GailSettings(subsample=20)
+BASELINES: tuple[Literal["sqil", "ls-iq", "bc"], ...] = ("sqil", "ls-iq", "bc")
 CELLS = (
     {
         f"pendulum-{name}-{ratio}": Cell(replace(reward, ratio=ratio))
@@ -73,6 +86,11 @@ CELLS = (
         f"few-{name}-{ratio}": Cell(replace(reward, ratio=ratio), imitation=FEW)
         for ratio in (1, 4)
         for name, reward in REGULARISERS.items()
+    }
+    | {
+        f"{task}-{method}": Cell(imitation=imitation, method=method)
+        for task, imitation in (("pendulum", GailSettings()), ("few", FEW))
+        for method in BASELINES
     }
     | {
         f"double-{form}-{'absorbing' if absorbing else 'ending'}-1": Cell(
@@ -88,9 +106,14 @@ CELLS = (
 )
 
 
+def demonstrations_of(cell: Cell) -> Demonstrations:
+    """The same four for all agents of a cell."""
+    return collect_demonstrations(CollectSettings(env=cell.env, expert=cell.expert, episodes=4, dither=0.0))
+
+
 def agents_of(cell: Cell) -> list[GAIL]:
-    """One agent per seed, all with the same four demonstrations."""
-    demos = collect_demonstrations(CollectSettings(env=cell.env, expert=cell.expert, episodes=4, dither=0.0))
+    """One agent per seed."""
+    demos = demonstrations_of(cell)
     return [
         GAIL(
             "MlpPolicy",
@@ -116,8 +139,59 @@ def agents_of(cell: Cell) -> list[GAIL]:
 
 def run(name: str) -> None:
     """Train a cell and write its result."""
-    cell = CELLS[name]
-    train(FOLDER / f"{name}.json", cell, agents_of(cell))
+    cell, path = CELLS[name], FOLDER / f"{name}.json"
+    if cell.method == "bc":
+        clone(path, cell)
+    elif cell.method != "gail":
+        environments = [gymnasium.make(cell.env) for _ in SEEDS]
+        train(path, cell, build(baseline(cell), environments, demonstrations_of(cell)))
+    else:
+        train(path, cell, agents_of(cell))
+
+
+def baseline(cell: Cell) -> ImitationSettings:
+    """Settings of `lipctrl train gail` that train a baseline as `agents_of` trains GAIL."""
+    return ImitationSettings(
+        method=cell.method,
+        env=cell.env,
+        timesteps=cell.steps,
+        log_interval=cell.every,
+        seeds=len(SEEDS),
+        discount=cell.discount,
+        train_every=ROUND,
+        imitation=cell.imitation,
+        compiled=True,
+    )
+
+
+def clone(path: Path, cell: Cell) -> None:
+    """Behaviour cloning of each seed's pairs, one seed after the other, evaluated as the other cells."""
+    test, result, demos = Monitor(gymnasium.make(cell.env)), begun(path, cell), demonstrations_of(cell)
+    start = time.perf_counter()
+    policies = [
+        learned(prepare(cloning(baseline(cell), seed), pairs(demos, cell.imitation.subsample, seed=seed)), cell)
+        for seed in SEEDS
+    ]
+    result["seconds"] = {"updates": time.perf_counter() - start}
+    for of_seeds in zip(*policies, strict=True):
+        test.reset(seed=TEST_SEED)
+        result["returns"].append(evaluated(of_seeds, test))
+    result |= {"steps": list(range(cell.every, cell.steps + 1, cell.every)), "history": [[] for _ in SEEDS]}
+    write(path, result | {"finished": True})
+    print(path.stem, cell.steps, np.round(result["returns"][-1], 1), flush=True)
+
+
+def learned(agent: BC, cell: Cell) -> list[BCPolicy]:
+    """Train; the policies at the times of the evaluations."""
+    found: list[BCPolicy] = []
+
+    def keep(state: object, _: object) -> bool:
+        if agent.num_timesteps % cell.every == 0:
+            found.append(copy.deepcopy(agent.policy))
+        return True
+
+    agent.learn(cell.steps, callback=keep, log_interval=cell.every)
+    return found
 
 
 ROWS = {f"gail-{prefix}": partial(run_group, prefix, CELLS, FOLDER, run) for prefix in ("pendulum", "few", "double")}
@@ -132,9 +206,9 @@ def table() -> None:
         if not path.exists() or not (record := json.loads(path.read_text()))["finished"]:
             continue
         scores = np.array(record["returns"][-3:]).mean(0)
-        last = [history[-1] for history in record["history"]]
+        last = [history[-1] for history in record["history"] if history]
         keys = ("reward/slope_95", "reward/slope_max", "reward/accuracy_held")
-        means = " | ".join(f"{np.mean([row[key] for row in last]):.3g}" for key in keys)
+        means = " | ".join(f"{np.mean([row[key] for row in last]):.3g}" if last else "" for key in keys)
         seeds = ", ".join(f"{score:.0f}" for score in scores)
         print(f"| {name} | {interval(scores)} | {seeds} | {means} |")
 
