@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .critic_bound import beside_bound
 from .gail_batches import agent_pairs, expert_pairs
 
 if TYPE_CHECKING:
@@ -63,19 +64,21 @@ class Monitor:
         return row | agent.dynamics_slopes(own) | self.of_agent(agent)
 
     def of_agent(self, agent: "GAIL") -> dict[str, float]:
-        """|grad Q| in standardised state and scaled action, and the Frobenius norm of the policy's Jacobian."""
+        """|grad Q| in standardised state and scaled action, its bound, the Frobenius norm of the policy's Jacobian."""
         rows = min(PAIRS, agent.stored())
         at = torch.randint(agent.stored(), (rows,), generator=self.draws, device=agent.device)
-        states, actions, *_ = agent.replay(at.cpu())
+        states, actions, _, next_states, _ = agent.replay(at.cpu())
         scale = agent.memory.get_buffer("reward_scale")
         of_critic = agent.value_slopes(states, actions)
         norms = torch.cat([of_critic[0] * scale, of_critic[1]], -1).norm(dim=-1)
-        jacobian = [policy_slope(agent, states, k) * scale for k in range(actions.shape[1])]
+        jacobian = torch.stack([policy_slope(agent, states, k) * scale for k in range(actions.shape[1])], 1)
+        largest = float(torch.linalg.matrix_norm(jacobian, ord=2).max())
         return {
             "critic/slope_mean": float(norms.mean()),
             "critic/slope_95": float(norms.quantile(0.95)),
-            "policy/slope_95": float(torch.cat(jacobian, -1).norm(dim=-1).quantile(0.95)),
-        }
+            "critic/slope_max": float(norms.max()),
+            "policy/slope_95": float(jacobian.flatten(1).norm(dim=-1).quantile(0.95)),
+        } | beside_bound(agent, (states / scale, actions, next_states / scale), largest, norms)
 
     @staticmethod
     def diagnosis(history: Sequence[dict[str, float]]) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lipctrl.agents.critic_bound import bound_line
 from lipctrl.agents.gail import GAIL
 from lipctrl.agents.monitor import CollapseWarning
 from lipctrl.agents.off_policy import ImitationSettings
@@ -95,6 +96,7 @@ class GailTraining(Training):
         lines = [beside_expert(float(np.mean(of_agents)), self.demos)]
         if agents:
             lines += [slope_line(self.settings, [self.reward_of(agent) for agent in agents], agents)]
+            lines += [bound_line([agent.history[-1] for agent in agents if agent.history])]
             lines += [favoured(self.settings, ended=bool(self.demos.terminations.any()) or any(map(failed, agents)))]
         self.run.record["findings"] = [line for line in lines if line]
         folder = self.folder(0)

@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
 
+from lipctrl.agents.critic_bound import bound_line
 from lipctrl.agents.discriminator import RewardSettings
 from lipctrl.agents.expert import subsampled
 from lipctrl.agents.gail import ABSORBED, GAIL, GailSettings
@@ -220,6 +221,50 @@ def test_monitors_of_a_linear_logit_and_a_linear_policy() -> None:
     assert row["reward/c_validity"] == pytest.approx(np.exp(-1), rel=1e-4)
     expected = float((torch.tensor([1e-4, 2e-4, -1e-4]) * made.memory.get_buffer("reward_scale")[0]).norm())
     assert row["policy/slope_95"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shrink", "form", "kind"), [(0.5, "softplus", "none"), (0.9, "d", "none"), (0.5, "airl", "constant")]
+)
+def test_the_critic_beside_the_bound_of_its_value(shrink: float, form: Any, kind: Any) -> None:
+    """s' = shrink s under a linear policy: growth = gamma shrink sqrt(1 + B^2), bound = constant / (1 - growth)."""
+    made = agent(
+        rows=0,
+        reward=RewardSettings(regulariser="certified", k=2.0, form=form),
+        policy_kwargs={"net_arch": []},
+        imitation=GailSettings(layer_norm=False, pessimism=PessimismSettings(kind, multiplier=0.3)),
+    )
+    rng, memory = np.random.default_rng(0), made.replay_buffer
+    assert memory is not None
+    for x in rng.normal(size=(50, 1, 3)):
+        memory.add(x, shrink * x, np.zeros((1, 1)), np.zeros(1), np.array([False]), [{}])
+    layer = made.actor.mu[0]  # type: ignore[index, union-attr]
+    layer.weight.data.copy_(torch.tensor([[0.01, -0.02, 0.01]]))  # type: ignore[union-attr, operator]
+    layer.bias.data.zero_()  # type: ignore[union-attr, operator]
+    slope = float((torch.tensor([0.01, -0.02, 0.01]) * made.memory.get_buffer("reward_scale")[0]).norm())
+    row = made.monitor.measure(made)
+    growth = 0.99 * shrink * np.hypot(1, slope)
+    constant = 2.0 * (0.25 if form == "d" else 1.0) * (0.3 if kind == "constant" else 1.0)
+    assert row["critic/growth"] == pytest.approx(growth, rel=1e-3)
+    assert row["critic/bound"] == pytest.approx(constant / (1 - growth), rel=1e-2)
+    assert "is at most" in bound_line([row]) and "vacuous" not in bound_line([row])
+
+
+def test_where_the_value_has_no_bound() -> None:
+    """The random buffer is steeper than 1; a penalty proves no constant; SAC's values hold an entropy."""
+    certified = RewardSettings(regulariser="certified")
+    row = agent(reward=certified).monitor.measure(agent(reward=certified))
+    assert row["critic/growth"] > 1 and np.isnan(row["critic/bound"])
+    assert "vacuous" in bound_line([row])
+    learned = PessimismSettings("dynamics", hidden=(8,))
+    for made in (
+        agent(),
+        agent(reward=certified, imitation=GailSettings(stem="sac")),
+        agent(reward=certified, imitation=GailSettings(pessimism=learned)),
+    ):
+        row = made.monitor.measure(made)
+        assert "critic/bound" not in row and bound_line([row]) == ""
+        assert row["critic/slope_mean"] <= row["critic/slope_95"] <= row["critic/slope_max"]
 
 
 class Ends(gymnasium.Env[Any, Any]):
