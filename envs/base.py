@@ -96,7 +96,8 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         if render_mode not in (None, "rgb_array"):
             raise UserError(f"render_mode must be 'rgb_array' or None, found {render_mode!r}")
         self.render_mode, self._start, self._scene = render_mode, start, scene
-        self._advance = advance or plant.step
+        self._advance, self._own = advance or plant.step, advance is None
+        self._factors = np.ones(len(plant.constants))
         self.observed = observed or plant.state
         self.observation_space = gymnasium.spaces.Box(*_limits(self.observed), dtype=np.float64)
         self.action_space = gymnasium.spaces.Box(*_limits(plant.input), dtype=np.float64)
@@ -104,6 +105,22 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         self._u_low, self._u_high = _limits(plant.input)
         self.state = plant.equilibrium[0].copy()
         self.disturbance = np.zeros(len(plant.disturbance))
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Names of the constants that `vary` changes; none where it is not the plant's own update that is stepped."""
+        return tuple(self.plant.constants) if self._own else ()
+
+    def vary(self, factors: ArrayLike) -> None:
+        """From now on step the plant with its constants times factors (k,). `plant`, which controllers know, stays.
+
+        Raises:
+            UserError: see `Plant.varied`.
+        """
+        wanted = np.array(factors, dtype=np.float64)
+        if not np.array_equal(wanted, self._factors):
+            self._advance = self.plant.step if (wanted == 1).all() else self.plant.varied(wanted).step
+            self._factors = wanted
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Start an episode, at `options["state"]` (n,) if given, else at a drawn state.

@@ -29,23 +29,35 @@ GRAVITY = 9.81  # g, m/s2
 FORCE_LIMIT = 10.0  # N
 SAMPLING = 0.02  # s
 SUBSTEPS = 4  # Runge-Kutta steps per sampling period, in both forms
+CONSTANTS = {
+    "cart mass [kg]": CART,
+    "pole mass [kg]": POLE,
+    "half length [m]": HALF_LENGTH,
+    "gravity [m/s2]": GRAVITY,
+}
 
 
-def _motion(x: ca.SX, u: ca.SX, w: ca.SX) -> ca.SX:
-    sin, cos, rate = ca.sin(x[1]), ca.cos(x[1]), x[3]
-    coupling = POLE * HALF_LENGTH * cos
-    push_cart = u[0] + w[0] + POLE * HALF_LENGTH * rate**2 * sin
-    push_pole = POLE * GRAVITY * HALF_LENGTH * sin + w[0] * HALF_LENGTH * cos
-    inertia = 4 / 3 * POLE * HALF_LENGTH**2
-    determinant = (CART + POLE) * inertia - coupling**2
-    acceleration = (inertia * push_cart - coupling * push_pole) / determinant
-    angular = ((CART + POLE) * push_pole - coupling * push_cart) / determinant
-    return ca.vertcat(x[2], rate, acceleration, angular)
+def _ode(cart: float, pole: float, half_length: float, gravity: float) -> ca.Function:
+    def motion(x: ca.SX, u: ca.SX, w: ca.SX) -> ca.SX:
+        sin, cos, rate = ca.sin(x[1]), ca.cos(x[1]), x[3]
+        coupling = pole * half_length * cos
+        push_cart = u[0] + w[0] + pole * half_length * rate**2 * sin
+        push_pole = pole * gravity * half_length * sin + w[0] * half_length * cos
+        inertia = 4 / 3 * pole * half_length**2
+        determinant = (cart + pole) * inertia - coupling**2
+        acceleration = (inertia * push_cart - coupling * push_pole) / determinant
+        angular = ((cart + pole) * push_pole - coupling * push_cart) / determinant
+        return ca.vertcat(x[2], rate, acceleration, angular)
+
+    return continuous(motion, n=4, m=1, d=1)
+
+
+def _update(*constants: float) -> ca.Function:
+    return rk4(_ode(*constants), SAMPLING, SUBSTEPS)
 
 
 def cart_pole_plant() -> Plant:
     """The cart-pole: state (position, angle, velocity, rate), input force on the cart, disturbance force on the rod."""
-    ode = continuous(_motion, n=4, m=1, d=1)
     return Plant(
         name="cart-pole",
         state=Signal(
@@ -56,9 +68,11 @@ def cart_pole_plant() -> Plant:
         input=Signal(("force [N]",), (-FORCE_LIMIT,), (FORCE_LIMIT,)),
         disturbance=Signal(("wind on the pole [N]",), (-0.5,), (0.5,)),
         dt=SAMPLING,
-        update=rk4(ode, SAMPLING, SUBSTEPS),
-        ode=ode,
+        update=_update(*CONSTANTS.values()),
+        ode=_ode(*CONSTANTS.values()),
         equilibrium=(np.zeros(4), np.zeros(1)),
+        constants=CONSTANTS,
+        family=_update,
     )
 
 

@@ -40,15 +40,43 @@ LEVEL = 372.0
 TERMINAL_LEVEL = 2.0
 
 
-def _motion(x: ca.SX, u: ca.SX, w: ca.SX) -> ca.SX:
-    flow, feed_temperature = FLOW + w[1], FEED_TEMPERATURE + w[0]
-    reaction = RATE * ca.exp(-ACTIVATION / (GAS * x[1])) * x[0] ** 2
-    released = -HEAT_OF_REACTION / (DENSITY * HEAT_CAPACITY) * reaction
-    heating = u[1] / (DENSITY * HEAT_CAPACITY * VOLUME)
-    return ca.vertcat(
-        flow / VOLUME * (u[0] - x[0]) - reaction,
-        flow / VOLUME * (feed_temperature - x[1]) + released + heating,
-    )
+CONSTANTS = {
+    "flow [m3/h]": FLOW,
+    "volume [m3]": VOLUME,
+    "rate constant [m3/(kmol h)]": RATE,
+    "activation energy [kJ/kmol]": ACTIVATION,
+    "heat of reaction [kJ/kmol]": HEAT_OF_REACTION,
+    "feed temperature [K]": FEED_TEMPERATURE,
+    "density [kg/m3]": DENSITY,
+    "heat capacity [kJ/(kg K)]": HEAT_CAPACITY,
+}
+
+
+def _ode(
+    nominal_flow: float,
+    volume: float,
+    rate: float,
+    activation: float,
+    heat_of_reaction: float,
+    nominal_feed_temperature: float,
+    density: float,
+    heat_capacity: float,
+) -> ca.Function:
+    def motion(x: ca.SX, u: ca.SX, w: ca.SX) -> ca.SX:
+        flow, feed_temperature = nominal_flow + w[1], nominal_feed_temperature + w[0]
+        reaction = rate * ca.exp(-activation / (GAS * x[1])) * x[0] ** 2
+        released = -heat_of_reaction / (density * heat_capacity) * reaction
+        heating = u[1] / (density * heat_capacity * volume)
+        return ca.vertcat(
+            flow / volume * (u[0] - x[0]) - reaction,
+            flow / volume * (feed_temperature - x[1]) + released + heating,
+        )
+
+    return continuous(motion, n=2, m=2, d=2)
+
+
+def _update(*constants: float) -> ca.Function:
+    return rk4(_ode(*constants), SAMPLING, substeps=10)
 
 
 def steady_states(feed: float = FEED, heat: float = 0.0) -> list[Array]:
@@ -62,7 +90,7 @@ def steady_states(feed: float = FEED, heat: float = 0.0) -> list[Array]:
     """
     if not feed > 0:
         raise UserError(f"the feed concentration must be positive, found {feed}")
-    ode = continuous(_motion, 2, 2, 2)
+    ode = _ode(*CONSTANTS.values())
     rise = -HEAT_OF_REACTION / (DENSITY * HEAT_CAPACITY)
 
     def state(c: float) -> Array:
@@ -84,7 +112,6 @@ def steady_states(feed: float = FEED, heat: float = 0.0) -> list[Array]:
 
 def cstr_plant() -> Plant:
     """The reactor: state (C_A, T), input (C_A0, Q), disturbance (feed temperature, flow); equilibrium unstable."""
-    ode = continuous(_motion, n=2, m=2, d=2)
     middle = steady_states()[1]
     return Plant(
         name="cstr",
@@ -96,10 +123,12 @@ def cstr_plant() -> Plant:
         ),
         disturbance=Signal(("feed temperature [K]", "flow [m3/h]"), (-10.0, -0.5), (10.0, 0.5)),
         dt=SAMPLING,
-        update=rk4(ode, SAMPLING, substeps=10),
-        ode=ode,
+        update=_update(*CONSTANTS.values()),
+        ode=_ode(*CONSTANTS.values()),
         equilibrium=(middle, np.array([FEED, 0.0])),
         time_unit="h",
+        constants=CONSTANTS,
+        family=_update,
     )
 
 

@@ -32,7 +32,7 @@ def linear_plant(
     state_limit: float = STATE_LIMIT,
     input_limit: float = INPUT_LIMIT,
 ) -> Plant:
-    """The plant x+ = A x + B u + w with equilibrium at the origin.
+    """The plant x+ = A x + B u + w with equilibrium at the origin; its constants are the entries that are not zero.
 
     Args:
         a: A, shape (n, n).
@@ -51,6 +51,14 @@ def linear_plant(
     if A.shape != (n, n) or B.ndim != 2 or len(B) != n or not (np.isfinite(A).all() and np.isfinite(B).all()):
         raise UserError(f"A needs shape (n, n) and B (n, m), all finite, found {A.shape} and {B.shape}")
     m = B.shape[1]
+    constants = {f"A[{i + 1},{j + 1}] [-]": float(A[i, j]) for i, j in np.argwhere(A)}
+    constants |= {f"B[{i + 1},{j + 1}] [-]": float(B[i, j]) for i, j in np.argwhere(B)}
+
+    def update(*values: float) -> ca.Function:
+        a_now, b_now = np.zeros_like(A), np.zeros_like(B)
+        a_now[A != 0], b_now[B != 0] = values[: np.count_nonzero(A)], values[np.count_nonzero(A) :]
+        return discrete(lambda x, u, w: ca.DM(a_now) @ x + ca.DM(b_now) @ u + w, n, m, n)
+
     states = tuple(state_names) if state_names is not None else tuple(f"x{i + 1} [-]" for i in range(n))
     inputs = tuple(input_names) if input_names is not None else tuple(f"u{i + 1} [-]" for i in range(m))
     pushes = tuple(f"push on x{i + 1} [-]" for i in range(n))
@@ -60,9 +68,11 @@ def linear_plant(
         input=Signal(inputs, (-input_limit,) * m, (input_limit,) * m),
         disturbance=Signal(pushes, (-state_limit,) * n, (state_limit,) * n),
         dt=dt,
-        update=discrete(lambda x, u, w: ca.DM(A) @ x + ca.DM(B) @ u + w, n, m, n),
+        update=update(*constants.values()),
         ode=None,
         equilibrium=(np.zeros(n), np.zeros(m)),
+        constants=constants,
+        family=update,
     )
 
 

@@ -24,6 +24,12 @@ INERTIA = MASS * LENGTH**2 / 3  # kg m2, of the rod about its end
 TORQUE_LIMIT = 2.0  # N m
 
 
+def _balanced(gravity: float) -> ca.Function:
+    return discrete(
+        lambda x, u, w: x + SAMPLING * ca.vertcat(x[1], gravity * ca.sin(x[0]) + u[0] + w[0]), n=2, m=1, d=1
+    )
+
+
 def pendulum_plant() -> Plant:
     """The balancing plant: state (angle from upright, rate), input and disturbance are angular accelerations."""
     return Plant(
@@ -32,11 +38,11 @@ def pendulum_plant() -> Plant:
         input=Signal(("acceleration [rad/s2]",), (-100.0,), (100.0,)),
         disturbance=Signal(("push [rad/s2]",), (-5.0,), (5.0,)),
         dt=SAMPLING,
-        update=discrete(
-            lambda x, u, w: x + SAMPLING * ca.vertcat(x[1], GRAVITY * ca.sin(x[0]) + u[0] + w[0]), n=2, m=1, d=1
-        ),
+        update=_balanced(GRAVITY),
         ode=None,
         equilibrium=(np.zeros(2), np.zeros(1)),
+        constants={"gravity [m/s2]": GRAVITY},
+        family=_balanced,
     )
 
 
@@ -105,12 +111,20 @@ def swing_up_plant(*, damping: float = 0.0) -> Plant:
     Args:
         damping: viscous damping at the hinge [N m s].
     """
+    constants = {"mass [kg]": MASS, "length [m]": LENGTH, "gravity [m/s2]": GRAVITY}
+    if damping:
+        constants["damping [N m s]"] = damping
 
-    def motion(x: ca.SX, u: ca.SX, w: ca.SX) -> ca.SX:
-        gravity = MASS * GRAVITY * LENGTH / 2 * ca.sin(x[0])
-        return ca.vertcat(x[1], (gravity - damping * x[1] + u[0] + w[0]) / INERTIA)
+    def rod(mass: float, length: float, gravity: float, damping: float = 0.0) -> ca.Function:
+        def motion(x: ca.SX, u: ca.SX, w: ca.SX) -> ca.SX:
+            weight = mass * gravity * length / 2 * ca.sin(x[0])
+            return ca.vertcat(x[1], (weight - damping * x[1] + u[0] + w[0]) / (mass * length**2 / 3))
 
-    ode = continuous(motion, n=2, m=1, d=1)
+        return continuous(motion, n=2, m=1, d=1)
+
+    def update(*values: float) -> ca.Function:
+        return rk4(rod(*values), SAMPLING, substeps=5)
+
     return Plant(
         name="pendulum swing-up",
         # torque limit and gravity cannot reach the rate limit within an episode
@@ -118,9 +132,11 @@ def swing_up_plant(*, damping: float = 0.0) -> Plant:
         input=Signal(("torque [N m]",), (-TORQUE_LIMIT,), (TORQUE_LIMIT,)),
         disturbance=Signal(("torque push [N m]",), (-0.5,), (0.5,)),
         dt=SAMPLING,
-        update=rk4(ode, SAMPLING, substeps=5),
-        ode=ode,
+        update=update(*constants.values()),
+        ode=rod(*constants.values()),
         equilibrium=(np.zeros(2), np.zeros(1)),
+        constants=constants,
+        family=update,
     )
 
 

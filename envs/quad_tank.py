@@ -48,31 +48,47 @@ def equilibrium_levels(v: Array) -> Array:
     return np.asarray(np.sqrt((fourth + np.sqrt(fourth**2 + 4 * fourth * SMOOTHING**2)) / 2))
 
 
-def _motion(h: ca.SX, v: ca.SX, w: ca.SX) -> ca.SX:
-    out = ca.DM(ORIFICES) * np.sqrt(2 * GRAVITY) * h / ca.sqrt(ca.sqrt(h**2 + SMOOTHING**2))
-    pumped = ca.DM(PUMPS) * v
-    lower, upper = ca.DM(SPLITS) * pumped, ca.DM(1 - SPLITS) * pumped
-    inflow = ca.vertcat(lower[0] + out[2], lower[1] + out[3], upper[1] + w[0], upper[0] + w[1])
-    change: ca.SX = (inflow - out) / ca.DM(AREAS)
-    return change
+CONSTANTS = {
+    **{f"area {i + 1} [cm2]": float(value) for i, value in enumerate(AREAS)},
+    **{f"orifice {i + 1} [cm2]": float(value) for i, value in enumerate(ORIFICES)},
+    **{f"pump constant {i + 1} [cm3/(s V)]": float(value) for i, value in enumerate(PUMPS)},
+}
+
+
+def _ode(*constants: float) -> ca.Function:
+    areas, orifices, pumps = (ca.DM(part) for part in np.split(np.array(constants), (4, 8)))
+
+    def motion(h: ca.SX, v: ca.SX, w: ca.SX) -> ca.SX:
+        out = orifices * np.sqrt(2 * GRAVITY) * h / ca.sqrt(ca.sqrt(h**2 + SMOOTHING**2))
+        pumped = pumps * v
+        lower, upper = ca.DM(SPLITS) * pumped, ca.DM(1 - SPLITS) * pumped
+        inflow = ca.vertcat(lower[0] + out[2], lower[1] + out[3], upper[1] + w[0], upper[0] + w[1])
+        change: ca.SX = (inflow - out) / areas
+        return change
+
+    return continuous(motion, n=4, m=2, d=2)
+
+
+def _update(*constants: float) -> ca.Function:
+    step = rk4(_ode(*constants), SAMPLING, substeps=10)
+    x, u, w = step.sx_in()
+    # a tank cannot hold less than nothing, whatever the disturbance draws
+    return ca.Function("update", [x, u, w], [ca.fmax(step(x, u, w), 0)], ["x", "u", "w"], ["x_next"])
 
 
 def quad_tank_plant() -> Plant:
     """The four tanks: state levels 1 to 4, input pump voltages, disturbance extra inflow to tanks 3 and 4."""
-    ode = continuous(_motion, n=4, m=2, d=2)
-    step = rk4(ode, SAMPLING, substeps=10)
-    x, u, w = step.sx_in()
-    # a tank cannot hold less than nothing, whatever the disturbance draws
-    update = ca.Function("update", [x, u, w], [ca.fmax(step(x, u, w), 0)], ["x", "u", "w"], ["x_next"])
     return Plant(
         name="quad tank",
         state=Signal(tuple(f"level {i} [cm]" for i in (1, 2, 3, 4)), (0.0,) * 4, (20.0,) * 4),
         input=Signal(("pump 1 [V]", "pump 2 [V]"), (0.0, 0.0), (10.0, 10.0)),
         disturbance=Signal(("inflow 3 [cm3/s]", "inflow 4 [cm3/s]"), (-1.0, -1.0), (1.0, 1.0)),
         dt=SAMPLING,
-        update=update,
-        ode=ode,
+        update=_update(*CONSTANTS.values()),
+        ode=_ode(*CONSTANTS.values()),
         equilibrium=(equilibrium_levels(VOLTAGES), VOLTAGES.copy()),
+        constants=CONSTANTS,
+        family=_update,
     )
 
 

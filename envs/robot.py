@@ -24,24 +24,35 @@ ARENA = 4.0  # half side of the square arena, m
 SAMPLING = 0.1  # s
 
 
-def _motion(x: ca.SX, u: ca.SX, w: ca.SX) -> ca.SX:
-    speed = WHEEL_RADIUS * (u[1] + u[0]) / 2
-    turn = WHEEL_RADIUS * (u[1] - u[0]) / TRACK
-    return ca.vertcat(speed * ca.cos(x[2]) + w[0], speed * ca.sin(x[2]) + w[1], turn)
+CONSTANTS = {"wheel radius [m]": WHEEL_RADIUS, "track [m]": TRACK}
+
+
+def _ode(wheel_radius: float, track: float) -> ca.Function:
+    def motion(x: ca.SX, u: ca.SX, w: ca.SX) -> ca.SX:
+        speed = wheel_radius * (u[1] + u[0]) / 2
+        turn = wheel_radius * (u[1] - u[0]) / track
+        return ca.vertcat(speed * ca.cos(x[2]) + w[0], speed * ca.sin(x[2]) + w[1], turn)
+
+    return continuous(motion, n=3, m=2, d=2)
+
+
+def _update(*constants: float) -> ca.Function:
+    return rk4(_ode(*constants), SAMPLING, substeps=1)
 
 
 def robot_plant() -> Plant:
     """The robot: state (x, y, heading), input (left, right) wheel speed, disturbance drift velocity. Goal: origin."""
-    ode = continuous(_motion, n=3, m=2, d=2)
     return Plant(
         name="robot",
         state=Signal(("x [m]", "y [m]", "heading [rad]"), (-ARENA, -ARENA, -np.inf), (ARENA, ARENA, np.inf)),
         input=Signal(("left wheel [rad/s]", "right wheel [rad/s]"), (-WHEEL_SPEED,) * 2, (WHEEL_SPEED,) * 2),
         disturbance=Signal(("drift x [m/s]", "drift y [m/s]"), (-0.1, -0.1), (0.1, 0.1)),
         dt=SAMPLING,
-        update=rk4(ode, SAMPLING, substeps=1),
-        ode=ode,
+        update=_update(*CONSTANTS.values()),
+        ode=_ode(*CONSTANTS.values()),
         equilibrium=(np.zeros(3), np.zeros(2)),
+        constants=CONSTANTS,
+        family=_update,
     )
 
 

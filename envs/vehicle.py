@@ -36,16 +36,21 @@ def vehicle_plant(*, curvature: float = CURVATURE) -> Plant:
     if not abs(curvature) <= 0.2:
         raise UserError(f"the curvature of the road must be within 0.2 1/m, found {curvature}")
 
-    def motion(x: ca.SX, u: ca.SX, w: ca.SX) -> ca.SX:
-        kappa = curvature + w[1]
-        along = x[2] * ca.cos(x[1]) / (1 - kappa * x[0])
-        return ca.vertcat(
-            x[2] * ca.sin(x[1]) + w[0],
-            x[2] * ca.tan(u[0]) / WHEELBASE - kappa * along,
-            u[1],
-        )
+    def bicycle(wheelbase: float) -> ca.Function:
+        def motion(x: ca.SX, u: ca.SX, w: ca.SX) -> ca.SX:
+            kappa = curvature + w[1]
+            along = x[2] * ca.cos(x[1]) / (1 - kappa * x[0])
+            return ca.vertcat(
+                x[2] * ca.sin(x[1]) + w[0],
+                x[2] * ca.tan(u[0]) / wheelbase - kappa * along,
+                u[1],
+            )
 
-    ode = continuous(motion, n=3, m=2, d=2)
+        return continuous(motion, n=3, m=2, d=2)
+
+    def update(wheelbase: float) -> ca.Function:
+        return rk4(bicycle(wheelbase), SAMPLING, substeps=2)
+
     return Plant(
         name="vehicle",
         state=Signal(
@@ -60,9 +65,11 @@ def vehicle_plant(*, curvature: float = CURVATURE) -> Plant:
         ),
         disturbance=Signal(("lateral drift [m/s]", "curvature [1/m]"), (-0.5, -0.01), (0.5, 0.01)),
         dt=SAMPLING,
-        update=rk4(ode, SAMPLING, substeps=2),
-        ode=ode,
+        update=update(WHEELBASE),
+        ode=bicycle(WHEELBASE),
         equilibrium=(np.array([0.0, 0.0, SPEED]), np.array([np.arctan(WHEELBASE * curvature), 0.0])),
+        constants={"wheelbase [m]": WHEELBASE},
+        family=update,
     )
 
 

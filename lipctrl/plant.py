@@ -3,8 +3,8 @@
 The gymnasium environment steps it, the MPC layer optimises over it, the certificate code linearises it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import casadi as ca
@@ -45,6 +45,8 @@ class Plant:
         ode: SX function (x, u, w) -> dx/dt, or None if the plant is discrete by nature.
         equilibrium: (x_e, u_e) with f(x_e, u_e, 0) = x_e, the operating point.
         time_unit: "s" or "h".
+        constants: the physical constants that can be changed, by name with unit; none where the plant has none.
+        family: `update` as a function of these constants, in their order.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Plant:
     ode: ca.Function | None
     equilibrium: tuple[Array, Array]
     time_unit: str = "s"
+    constants: Mapping[str, float] = field(default_factory=dict)
+    family: Callable[..., ca.Function] | None = None
 
     def __post_init__(self) -> None:
         sizes = [len(self.state), len(self.input), len(self.disturbance)]
@@ -95,6 +99,21 @@ class Plant:
             shape = (*batch, len(signals[name]))
             if value.shape != shape:
                 raise UserError(f"plant {self.name}: {name} needs shape {shape}, found {value.shape}")
+
+    def varied(self, factors: ArrayLike) -> "Plant":
+        """The plant with its constants times factors (k,); its equilibrium and `ode` stay those of the nominal one.
+
+        Raises:
+            UserError: it has no constants, or the factors are not one positive number for each.
+        """
+        values = np.asarray(factors, np.float64)
+        if self.family is None or values.shape != (len(self.constants),) or not (0 < values).all():
+            raise UserError(
+                f"plant {self.name} has {len(self.constants)} constants that can be changed, each by a positive "
+                f"factor; found {values.tolist()}"
+            )
+        changed = [value * float(factor) for value, factor in zip(self.constants.values(), values, strict=True)]
+        return replace(self, update=self.family(*changed))
 
     @cached_property
     def _derivatives(self) -> ca.Function:

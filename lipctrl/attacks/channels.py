@@ -18,13 +18,12 @@ from lipctrl.disturb.channel import (
     GeneralisedForce,
     InitialState,
     Mass,
-    PlantDisturbance,
     SensorDelay,
     Wrench,
     is_mujoco,
     mujoco_task,
-    plant_of,
 )
+from lipctrl.disturb.plants import PlantConstants, PlantDisturbance, plant_of
 from lipctrl.files import UserError
 
 Env = gymnasium.Env[Any, Any]
@@ -113,6 +112,15 @@ def _model(env: Env, *channels: ActuatorGain | Friction | Damping | Mass) -> Pla
     return Place(found, tuple(f"factor of {channel.name} {i} [-]" for channel, size in found for i in range(size)))
 
 
+def _parameters(env: Env, where: str | None) -> Place:
+    if not is_mujoco(env):
+        channel = PlantConstants(constant=where)
+        return _place(channel, [f"factor of {name.split(' [')[0]} [-]" for name in channel.names(env)])
+    if where is not None:
+        raise UserError(f"the parameters of a MuJoCo task take no place: mass@{where}, or all of them together")
+    return _model(env, ActuatorGain(), Friction(), Damping(), Mass())
+
+
 def _delay(channel: SensorDelay | ActuatorDelay | Deadline, env: Env) -> Place:
     channel.size(env)
     return _place(channel, (f"{channel.name.replace('_', ' ')} [control steps]",))
@@ -196,8 +204,10 @@ CHANNELS: dict[str, Kind] = {
     "parameters": Kind(
         "episode",
         ("relative",),
-        "changes gain, friction, damping and mass together",
-        lambda e, w: _model(e, ActuatorGain(), Friction(), Damping(), Mass()),
+        "changes the physical parameters (of MuJoCo tasks gain, friction, damping and mass; of plants their constants)",
+        _parameters,
+        "the models inside controllers keep the nominal values",
+        placed=None,
     ),
     "delay": Kind("episode", ("steps",), "delays the observation", lambda e, w: _delay(SensorDelay(), e)),
     "actuator_delay": Kind("episode", ("steps",), "delays the action", lambda e, w: _delay(ActuatorDelay(), e)),

@@ -17,60 +17,11 @@ from typing import Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from lipctrl.files import UserError, nearest
-from lipctrl.plant import Plant
 
-Array = NDArray[np.float64]
-Value = float | tuple[float, ...]
-Lasts = Literal["step", "episode", "reset"]
-Env = gymnasium.Env[Any, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Channel:
-    """What all channels share.
-
-    Attributes:
-        value: in every episode, in the units of the channel; None: no disturbance.
-        name: by which `apply` and the log of the wrapper know the channel.
-        neutral: the number that means no disturbance (class).
-        smallest: the least value allowed (class).
-        lasts: see the module (class).
-        shared: whether one number may stand for all components (class); only where they have one unit.
-        whole: whether the value counts something (class).
-    """
-
-    value: Value | None = None
-    name: str = "channel"
-    neutral: ClassVar[float] = 0.0
-    smallest: ClassVar[float] = -np.inf
-    lasts: ClassVar[Lasts] = "step"
-    shared: ClassVar[bool] = False
-    whole: ClassVar[bool] = False
-
-    def checked(self, value: ArrayLike | None, size: int | None) -> Array:
-        """A value as `size` numbers (any count for None); None gives the neutral one.
-
-        Raises:
-            UserError: wrong count, not finite, or below the smallest allowed.
-        """
-        if value is None:
-            return np.full(size or 0, self.neutral)
-        vector = np.array(value, dtype=np.float64)
-        if vector.size == 1 and size is not None and (self.shared or size == 1):
-            vector = np.full(size, vector.reshape(()))
-        if vector.ndim != 1 or len(vector) != (len(vector) if size is None else size):
-            count = "a list of" if size is None else size
-            raise UserError(f"the channel {self.name!r} needs {count} numbers, found shape {vector.shape}")
-        if not np.isfinite(vector).all():
-            raise UserError(f"the channel {self.name!r} needs finite numbers, found {vector.tolist()}")
-        if (vector < self.smallest).any():
-            raise UserError(f"the channel {self.name!r} needs values >= {self.smallest:g}, found {vector.tolist()}")
-        if self.whole and (vector != np.floor(vector)).any():
-            raise UserError(f"the channel {self.name!r} counts control steps, found {vector.tolist()}")
-        return vector
+from .base import Array, Channel, Env, Lasts
+from .plants import PlantConstants, PlantDisturbance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,17 +63,6 @@ class GeneralisedForce(Channel):
     def add(self, data: Any, model: Any, value: Array) -> None:
         """Add the force to what acts on the joint."""
         data.qfrc_applied[self._dofs(model)] += value
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlantDisturbance(Channel):
-    """What is added to the disturbance w of a plant of this library, in the plant's own units."""
-
-    name: str = "disturbance"
-
-    def size(self, env: Env) -> int:
-        """Number of entries of w; refuses environments that step no Plant."""
-        return len(plant_of(env, self.name).disturbance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +260,15 @@ class InitialState(Channel):
 ForceChannel = Wrench | GeneralisedForce
 ModelChannel = ActuatorGain | Friction | Damping | Mass
 SignalChannel = (
-    SensorNoise | SensorBias | SensorDelay | ActionOffset | ActuatorDelay | Deadline | InitialState | PlantDisturbance
+    SensorNoise
+    | SensorBias
+    | SensorDelay
+    | ActionOffset
+    | ActuatorDelay
+    | Deadline
+    | InitialState
+    | PlantDisturbance
+    | PlantConstants
 )
 AnyChannel = ForceChannel | ModelChannel | SignalChannel
 
@@ -370,18 +318,6 @@ def mujoco_task(env: Env, channel: str) -> Any:
         found = type(env.unwrapped).__name__
         raise UserError(f"the channel {channel!r} needs a MuJoCo task of gymnasium, found {found}")
     return env.unwrapped
-
-
-def plant_of(env: Env, channel: str) -> Plant:
-    """The plant that an environment steps.
-
-    Raises:
-        UserError: it steps none; the channel is named.
-    """
-    plant = getattr(env.unwrapped, "plant", None)
-    if not isinstance(plant, Plant):
-        raise UserError(f"the channel {channel!r} needs a plant of this library, found {type(env.unwrapped).__name__}")
-    return plant
 
 
 def _index(model: Any, name: str, kind: Literal["body", "joint"]) -> int:

@@ -1,9 +1,10 @@
 """DisturbanceWrapper: puts channels around an environment, in one fixed order, and logs what was applied.
 
-At a reset: the model is rebuilt from the nominal one (mass, gain, friction, damping), the environment resets, the start
-state is displaced, the sensors report. At a step: the action is held or not, delayed, then offset, then limited; gain,
-friction and damping are set; wrenches, generalised forces and plant disturbances act during the whole control step and
-are removed; the environment steps; the observation gets noise, then is delayed, then biased.
+At a reset: the model is rebuilt from the nominal one (mass, gain, friction, damping, constants of a plant), the
+environment resets, the start state is displaced, the sensors report. At a step: the action is held or not, delayed,
+then offset, then limited; gain, friction and damping are set; wrenches, generalised forces and plant disturbances act
+during the whole control step and are removed; the environment steps; the observation gets noise, then is delayed, then
+biased.
 """
 
 from collections import deque
@@ -26,7 +27,6 @@ from .channel import (
     InitialState,
     Mass,
     ModelChannel,
-    PlantDisturbance,
     SensorBias,
     SensorDelay,
     SensorNoise,
@@ -35,6 +35,7 @@ from .channel import (
     mujoco_task,
     scale_fields,
 )
+from .plants import PlantConstants, PlantDisturbance
 
 Array = NDArray[np.float64]
 PENETRATION = 1e-2  # m; a displaced start may not push geoms deeper into each other than this
@@ -110,6 +111,8 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._now = self._own | {name: self._next.pop(name) for name in starting}
         if self._task is not None and self._scales:
             self._task.model = disturbed_model(self._nominal, [(c, self._now[c.name]) for c in self._scales])
+        for channel in self._of(PlantConstants):
+            channel.vary(self.env, self._now[channel.name])
         observation, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
             self._rng = generator(seed, "sensor noise")

@@ -38,7 +38,7 @@ LINES = {
     "friction": (PENDULUM, 1, ("all friction",)),
     "damping:l2": (PENDULUM, 2, ("damping of the joints", "Euclidean norm")),
     "mass@cart": (PENDULUM, 1, ("mass and inertia of cart",)),
-    "parameters": (PENDULUM, 5, ("gain, friction, damping and mass together", "largest component")),
+    "parameters": (PENDULUM, 5, ("gain, friction, damping and mass", "largest component")),
     "delay": (LINEAR, 1, ("delays the observation by at most the radius, in control steps",)),
     "actuator_delay": (LINEAR, 1, ("delays the action",)),
     "deadline": (LINEAR, 1, ("makes the controller late",)),

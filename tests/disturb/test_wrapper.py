@@ -20,12 +20,12 @@ from lipctrl.disturb.channel import (
     GeneralisedForce,
     InitialState,
     Mass,
-    PlantDisturbance,
     SensorBias,
     SensorDelay,
     SensorNoise,
     Wrench,
 )
+from lipctrl.disturb.plants import PlantDisturbance
 from lipctrl.disturb.wrapper import DisturbanceWrapper
 from lipctrl.files import UserError
 
