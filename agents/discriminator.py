@@ -9,8 +9,9 @@ forward computation (activations are piecewise linear), so that the penalty cost
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lipctrl.nn.graph import GraphNet
+from lipctrl.nn.graph import GraphNet, Weights
 from lipctrl.nn.network import FAMILIES, lipschitz_mlp
 from lipctrl.nn.plain import PlainNet
 from lipctrl.nn.reward_forms import reward_tensor
@@ -143,6 +144,7 @@ class Discriminators:
     Attributes:
         leaves: parameters, each with a leading axis of agents. nets: modules of certified networks.
         right: right singular vectors of the hidden matrices under spectral normalisation.
+        maps: of certified networks, as the last step found them: what costs most, and what rewards are computed with.
         count: steps of each agent, (agents,).
     """
 
@@ -154,6 +156,7 @@ class Discriminators:
     leaves: list[Tensor] = field(init=False)
     nets: list[GraphNet] = field(init=False, default_factory=list)
     right: list[Tensor] = field(init=False, default_factory=list)
+    maps: Weights = field(init=False)
 
     def __post_init__(self) -> None:
         sizes = (self.inputs, *self.settings.hidden, 1)
@@ -165,6 +168,8 @@ class Discriminators:
             ]
             self._stacked = Stacked([net.to(self.device) for net in self.nets])
             self.leaves = self._stacked.leaves
+            with torch.no_grad():
+                self.maps = self._stacked.maps(self.leaves)
         else:
             drawn = [orthogonal(sizes, seed) for seed in self.seeds]
             self.leaves = [torch.stack(parts).to(self.device) for parts in zip(*drawn, strict=True)]
@@ -200,8 +205,12 @@ class Discriminators:
     def logits(self, leaves: Sequence[Tensor], x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Logits (agents, rows) of inputs (agents, rows, d); `keep` multiplies the hidden neurons, side by side."""
         if self.settings.certified:
-            return self._stacked(leaves, x).squeeze(-1)  # type: ignore[no-any-return]
+            return self._bounded(self._stacked.maps(leaves), x)
         return self._forward(leaves, x, keep)[0]
+
+    def _bounded(self, maps: Weights, x: Tensor, _: None = None) -> Tensor:
+        """Logits of certified networks by their maps."""
+        return self.nets[0].evaluate(maps, x).squeeze(-1)
 
     def _forward(self, leaves: Sequence[Tensor], x: Tensor, keep: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Logits, and the slopes of the hidden activations."""
@@ -216,9 +225,11 @@ class Discriminators:
         return jacobian(matrices, forward(matrices, leaves[1::2], x)[1]).squeeze(2)
 
     def reward(self, x: Tensor) -> Tensor:
-        """Rewards (agents, rows) of inputs (agents, rows, d)."""
+        """Rewards (agents, rows) of inputs (agents, rows, d); of certified networks as they were before their last
+        step, which is as if it came after the agent's."""
         clip = math.inf if self.settings.clip is None else self.settings.clip
-        return reward_tensor(self.settings.form, self.logits(self.leaves, x), clip)
+        logits = self._bounded(self.maps, x) if self.settings.certified else self.logits(self.leaves, x)
+        return reward_tensor(self.settings.form, logits, clip)
 
     def points(self, pairs: Pairs) -> Tensor:
         """Where the gradient is penalised, (agents, batch, d)."""
@@ -238,18 +249,22 @@ class Discriminators:
         excess = (squares + 1e-12).sqrt() - self.settings.k  # the root has no slope at 0
         return (excess.relu() if self.settings.regulariser == "one-sided" else excess).square().mean(-1)
 
-    def loss(self, leaves: Sequence[Tensor], pairs: Pairs) -> Tensor:
-        """Cross-entropy, as a sum of two means, less the weighted entropy of the answers; (agents,)."""
+    def loss(self, logits: Callable[..., Tensor], pairs: Pairs) -> Tensor:
+        """Cross-entropy, as a sum of two means, less the weighted entropy of the answers; (agents,).
+
+        Args:
+            logits: of inputs (agents, rows, d) and what multiplies the hidden neurons.
+        """
         settings = self.settings
         if settings.mixup:
             share = pairs.mixture[..., None]
             x, label = share * pairs.expert + (1 - share) * pairs.agent, pairs.mixture
-            z = self.logits(leaves, x, self._kept(pairs.keep[:, : x.shape[1]]))
+            z = logits(x, self._kept(pairs.keep[:, : x.shape[1]]))
             classified = 2 * (functional.softplus(z) - label * z).mean(-1)
         else:
             low, high = settings.smoothing
             both = torch.cat([pairs.agent, pairs.expert], 1)
-            z = self.logits(leaves, both, self._kept(pairs.keep))
+            z = logits(both, self._kept(pairs.keep))
             batch = pairs.agent.shape[1]
             fake, real = z[:, :batch], z[:, batch:]
             label = low + (high - low) * pairs.label
@@ -269,12 +284,16 @@ class Discriminators:
             power_iteration(self._hidden(self.leaves), self.right)
         points = self.points(pairs) if settings.penalised else None
 
-        def objective(leaves: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            loss = self.loss(leaves, pairs)
+        def objective(leaves: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, list[Tensor]]]:
+            maps = self._stacked.maps(leaves) if settings.certified else None
+            loss = self.loss(partial(self.logits, leaves) if maps is None else partial(self._bounded, maps), pairs)
             penalty = torch.zeros_like(loss) if points is None else self.penalty(leaves, points)
-            return (loss + settings.weight * penalty).sum(), (loss, penalty)
+            return (loss + settings.weight * penalty).sum(), (loss, penalty, [] if maps is None else maps.tensors())
 
-        slopes, (loss, penalty) = gradients(objective, self.leaves)
+        slopes, (loss, penalty, maps) = gradients(objective, self.leaves)
+        if settings.certified:
+            for kept, new in zip(self.maps.tensors(), maps, strict=True):
+                kept.copy_(new)
         self.count.add_(1)
         if settings.weight_decay:
             for matrix in self.leaves[::2]:

@@ -15,6 +15,8 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 from torch.utils._pytree import tree_map
 
+from lipctrl.nn.graph import GraphNet, Weights
+
 
 class Stacked:
     """Modules of one structure, evaluated together.
@@ -33,6 +35,8 @@ class Stacked:
         self.count, self.leaves, self.reduced = len(modules), list[Tensor](), reduced
         self._parts = _sequence(modules[0])
         self._structure = copy.deepcopy(modules[0]).train()  # in training nothing is cached
+        if isinstance(self._structure, GraphNet):
+            self._maps = _Maps(self._structure)
         self.names = [name for name, leaf in modules[0].named_parameters() if leaf.requires_grad]
         for name in self.names:
             parameters = [module.get_parameter(name) for module in modules]
@@ -48,6 +52,8 @@ class Stacked:
             leaves: parameters in the place of the stored ones, of the same shapes.
             x: (modules, batch, n).
         """
+        if isinstance(self._structure, GraphNet):  # takes a leading axis itself
+            return self._one(leaves, x)
         if self._parts is None:
             return vmap(self._one)(tuple(leaves), x)
         h, rest = x.transpose(1, 2), iter(leaves)  # (modules, features, batch): gradients come in the weights' order
@@ -66,10 +72,27 @@ class Stacked:
     def _one(self, parameters: Sequence[Tensor], x: Tensor) -> Any:
         return functional_call(self._structure, dict(zip(self.names, parameters, strict=True)), (x,))
 
+    def maps(self, leaves: Sequence[Tensor]) -> Weights:
+        """Of bounded networks with these parameters, each map with a leading axis."""
+        named = {f"net.{name}": leaf for name, leaf in zip(self.names, leaves, strict=True)}
+        return functional_call(self._maps, named, ())  # type: ignore[no-any-return]
+
     def matrices(self) -> list[int]:
         """Which of `leaves` are the matrices of linear layers, from the input to the output."""
         linear = {f"{name}.weight" for name, part in self._structure.named_modules() if isinstance(part, nn.Linear)}
         return [k for k, name in enumerate(self.names) if name in linear]
+
+
+class _Maps(nn.Module):
+    """The maps of a bounded network as the value of a module, for `functional_call`."""
+
+    def __init__(self, net: GraphNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self) -> Weights:
+        """In single precision."""
+        return self.net.weights(torch.float32)
 
 
 def _product(weight: Tensor, h: Tensor, bias: Tensor, *, reduced: bool) -> Tensor:

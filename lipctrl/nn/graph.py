@@ -3,6 +3,7 @@
 A family is one function, `weights`: from its free parameters to the maps W[k][j], the biases and the multipliers of a
 loop-free network (see `nn.plain`). `forward` runs that network in torch, `to_plain` evaluates the same function in
 float64 and stores it. So what is trained is what is certified. In evaluation without gradients the maps are kept.
+Parameters may have leading axes, those of several networks, which the inputs then have, too.
 """
 
 import math
@@ -45,6 +46,10 @@ class Weights:
     blocks: Sequence[dict[int, Tensor]]
     biases: Sequence[Tensor]
     multipliers: Sequence[Tensor] | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """The maps and the biases."""
+        return [*(block for row in self.blocks for block in row.values()), *self.biases]
 
 
 class GraphNet(nn.Module, ABC):
@@ -105,6 +110,10 @@ class GraphNet(nn.Module, ABC):
         """The end-to-end l2 bound, a scalar tensor."""
         return self.log_lip.exp()
 
+    def factor(self, dtype: torch.dtype) -> Tensor:
+        """The bound as a factor of matrices, (..., 1, 1)."""
+        return self.log_lip.exp().to(dtype)[..., None, None]
+
     def _current(self, dtype: torch.dtype) -> Weights:
         """The maps; outside training they are kept until a parameter changes.
 
@@ -122,10 +131,14 @@ class GraphNet(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (batch, m) for inputs (batch, n)."""
-        maps, values = self._current(x.dtype), [x]
+        return self.evaluate(self._current(x.dtype), x)
+
+    def evaluate(self, maps: Weights, x: Tensor) -> Tensor:
+        """Outputs (batch, m) of given maps for inputs (batch, n)."""
+        values = [x]
         for k, (row, bias) in enumerate(zip(maps.blocks, maps.biases, strict=True)):
-            terms = [functional.linear(values[j], block) for j, block in row.items()]
-            z = sum(terms[1:], terms[0]) + bias
+            terms = [values[j] @ block.mT for j, block in row.items()]
+            z = sum(terms[1:], terms[0]) + (bias if bias.dim() == 1 else bias[..., None, :])
             values.append(self._activate(z, k) if k + 1 < len(maps.blocks) else z)
         return values[-1]
 
@@ -135,8 +148,10 @@ class GraphNet(nn.Module, ABC):
             return FUNCTIONS[a.name](z, a.parameter)
         grouped = z.reshape(*z.shape[:-1], -1, a.group_size)
         if a.name == "householder":
-            v = functional.normalize(self.reflections[layer].to(z.dtype), dim=-1)
+            v = functional.normalize(self.reflections[layer].to(z.dtype), dim=-1).unsqueeze(-3)
             return (grouped - 2 * (grouped * v).sum(-1, keepdim=True).clamp(max=0) * v).reshape(z.shape)
+        if a.group_size == 2:  # without the cost of sorting
+            return torch.stack([grouped.amax(-1), grouped.amin(-1)], -1).reshape(z.shape)
         return grouped.sort(dim=-1, descending=True).values.reshape(z.shape)
 
     @torch.no_grad()

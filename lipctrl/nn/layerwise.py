@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lipctrl.nn.activations import Activation
-from lipctrl.nn.cayley import cayley
+from lipctrl.nn.cayley import orthonormal
 from lipctrl.nn.graph import GraphNet, Weights, xavier
 
 
@@ -28,13 +28,13 @@ class _Layerwise(GraphNet):
 
     def weights(self, dtype: torch.dtype) -> Weights:
         """The contractions, with the root of the bound at both ends."""
-        root = self.lip.to(dtype).sqrt()
+        root = self.factor(dtype).sqrt()
         maps = [self.contraction(free.to(dtype)) for free in self.free]
         maps[0], maps[-1] = (root**2 * maps[0],) * 2 if len(maps) == 1 else (root * maps[0], root * maps[-1])
         multipliers = None
         if self.activation.is_scalar and min(self.activation.slopes) >= 0:
             # with every map a contraction, Lambda = lip I satisfies the LMI for slopes in [0, 1]
-            multipliers = [root**2 * torch.ones(m, dtype=dtype, device=root.device) for m in self.sizes[1:-1]]
+            multipliers = [root[..., 0] ** 2 * torch.ones(m, dtype=dtype, device=root.device) for m in self.sizes[1:-1]]
         return Weights([{k: w} for k, w in enumerate(maps)], [b.to(dtype) for b in self.bias], multipliers)
 
 
@@ -43,7 +43,7 @@ class Orthogonal(_Layerwise):
 
     def contraction(self, free: Tensor) -> Tensor:
         """Orthonormal columns or rows."""
-        return cayley(free) if free.shape[0] >= free.shape[1] else cayley(free.T).T
+        return orthonormal(free)
 
 
 class Aol(_Layerwise):
@@ -51,7 +51,7 @@ class Aol(_Layerwise):
 
     def contraction(self, free: Tensor) -> Tensor:
         """W D^-1/2 with D the column sums of |W'W| (Prach and Lampert 2022, arXiv 2208.03160)."""
-        return free / (free.T @ free).abs().sum(0).clamp(min=1e-12).sqrt()
+        return free / (free.mT @ free).abs().sum(-2, keepdim=True).clamp(min=1e-12).sqrt()
 
 
 class Spectral(_Layerwise):
@@ -59,7 +59,7 @@ class Spectral(_Layerwise):
 
     def contraction(self, free: Tensor) -> Tensor:
         """W / max(1, |W|), the norm by a singular value decomposition."""
-        norm: Tensor = torch.linalg.matrix_norm(free, 2)
+        norm: Tensor = torch.linalg.matrix_norm(free, 2, keepdim=True)
         return free / norm.clamp(min=1.0)
 
 

@@ -49,23 +49,23 @@ class _Ldlt(GraphNet):
 
     def _scaled(self, maps: list[Tensor], last: dict[int, Tensor], dtype: torch.dtype) -> Weights:
         """Put the diagonals Psi between the layers and the root of the bound at both ends."""
-        root = self.lip.to(dtype).sqrt()
+        root = self.factor(dtype).sqrt()
         scales = [scale.to(dtype).clamp(-20, 20).exp() for scale in self.log_scale]
         blocks: list[dict[int, Tensor]] = []
         for k, w in enumerate(maps):
-            w = w / scales[k][:, None]
-            blocks.append({k: root * w if k == 0 else w * scales[k - 1]})
-        blocks.append({j: root**2 * w if j == 0 else root * w * scales[-1] for j, w in last.items()})
-        return Weights(blocks, [bias.to(dtype) for bias in self.bias], [root**2 * scale**2 for scale in scales])
+            w = w / scales[k][..., None]
+            blocks.append({k: root * w if k == 0 else w * scales[k - 1][..., None, :]})
+        blocks.append({j: root**2 * w if j == 0 else root * w * scales[-1][..., None, :] for j, w in last.items()})
+        return Weights(blocks, [bias.to(dtype) for bias in self.bias], [root[..., 0] ** 2 * scale**2 for scale in scales])
 
 
 def _contraction(free: Tensor, log_alpha: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """N = V R^-1, alpha, and the lower factor L of V V' + alpha I."""
-    v, alpha = free.to(dtype), log_alpha.to(dtype).exp() + SMALLEST_ALPHA
-    rows, columns = v.shape
+    v, alpha = free.to(dtype), (log_alpha.to(dtype).exp() + SMALLEST_ALPHA)[..., None, None]
+    rows, columns = v.shape[-2:]
     eye = torch.eye(max(rows, columns), dtype=dtype, device=v.device)
-    upper = torch.linalg.cholesky(v.T @ v + alpha * eye[:columns, :columns], upper=True)
-    lower = torch.linalg.cholesky(v @ v.T + alpha * eye[:rows, :rows])
+    upper = torch.linalg.cholesky(v.mT @ v + alpha * eye[:columns, :columns], upper=True)
+    lower = torch.linalg.cholesky(v @ v.mT + alpha * eye[:rows, :rows])
     return torch.linalg.solve_triangular(upper, v, upper=True, left=False), alpha, lower
 
 
@@ -95,21 +95,21 @@ class LdltResidual(_Ldlt):
         v = self.skip.to(dtype)
         a, alpha, _ = _contraction(v, self.skip_log_alpha, dtype)
         eye = torch.eye(self.sizes[0], dtype=dtype, device=v.device)
-        upper = torch.linalg.cholesky(v.T @ v + alpha * eye, upper=True)
+        upper = torch.linalg.cholesky(v.mT @ v + alpha * eye, upper=True)
         root = alpha.sqrt() * torch.linalg.inv(upper)  # D_0 = I - A'A = root' root
         maps, roots = self._hidden(root, dtype)
         if not maps:
             return self._scaled(maps, {0: a}, dtype)
         phi, total = eye, torch.zeros_like(eye)
         for w, r in zip(maps, [root, *roots[:-1]], strict=True):
-            whitened = torch.linalg.solve(r.T, phi)  # phi' D^-1 phi = |D^-1/2 phi|^2
-            total = total + whitened.T @ whitened
+            whitened = torch.linalg.solve(r.mT, phi)  # phi' D^-1 phi = |D^-1/2 phi|^2
+            total = total + whitened.mT @ whitened
             phi = w @ torch.linalg.solve(r, whitened)
-        q = torch.eye(len(a), dtype=dtype, device=v.device) + a @ total @ a.T
-        corner = a @ phi.T
+        q = torch.eye(a.shape[-2], dtype=dtype, device=v.device) + a @ total @ a.mT
+        corner = a @ phi.mT
         shift = torch.linalg.solve(q, corner)
-        inner = torch.linalg.cholesky(roots[-1].T @ roots[-1] + corner.T @ shift, upper=True)
+        inner = torch.linalg.cholesky(roots[-1].mT @ roots[-1] + corner.mT @ shift, upper=True)
         last = _contraction(self.free[-1], self.log_alpha[-1], dtype)[0]
         factor = torch.linalg.cholesky(q)
-        b = torch.linalg.solve_triangular(factor.T, last @ inner, upper=True) - shift
+        b = torch.linalg.solve_triangular(factor.mT, last @ inner, upper=True) - shift
         return self._scaled(maps, {0: a, len(maps): b}, dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lipctrl.nn.activations import Activation
-from lipctrl.nn.cayley import cayley
+from lipctrl.nn.cayley import orthonormal
 from lipctrl.nn.graph import GraphNet, Weights, needs_slopes_in_unit_interval, xavier
 
 MARGIN = 1 + 1e-6  # T strictly above G G', so that the LMI is strictly feasible and can be proved
@@ -37,17 +37,16 @@ class _Residual(GraphNet):
 
     def weights(self, dtype: torch.dtype) -> Weights:
         """The blocks written out: every layer sees the input and all earlier activations."""
-        lip = self.lip.to(dtype)
+        lip = self.factor(dtype)
         sources = {0: lip.sqrt() * torch.eye(self.state, self.sizes[0], dtype=dtype, device=lip.device)}
         blocks, multipliers = [], []
         for k, free in enumerate(self.free):
             g = free.to(dtype)
             t = self.diagonal(g, k)
             blocks.append({j: g @ w for j, w in sources.items()})
-            sources[k + 1] = -2 * g.T / t
-            multipliers.append(2 * lip / t)
-        last = self.last.to(dtype)
-        last = cayley(last) if last.shape[0] >= last.shape[1] else cayley(last.T).T
+            sources[k + 1] = -2 * g.mT / t[..., None, :]
+            multipliers.append(2 * lip[..., 0] / t)
+        last = orthonormal(self.last.to(dtype))
         blocks.append({j: lip.sqrt() * last @ w for j, w in sources.items()})
         return Weights(blocks, [b.to(dtype) for b in self.bias], multipliers)
 
@@ -58,7 +57,7 @@ class Cpl(_Residual):
     def diagonal(self, g: Tensor, block: int) -> Tensor:
         """|G|^2, by a singular value decomposition."""
         square: Tensor = torch.linalg.matrix_norm(g, 2).square()
-        return (MARGIN * square).clamp(min=1e-12).expand(len(g))
+        return (MARGIN * square).clamp(min=1e-12)[..., None].expand(g.shape[:-1])
 
 
 class Sll(_Residual):
@@ -73,5 +72,5 @@ class Sll(_Residual):
     def diagonal(self, g: Tensor, block: int) -> Tensor:
         """Row sums of |G G'| after a diagonal scaling (Gershgorin)."""
         q = self.log_q[block].to(g.dtype).exp()
-        sums: Tensor = ((g @ g.T).abs() * q / q[:, None]).sum(1)
+        sums: Tensor = ((g @ g.mT).abs() * q[..., None, :] / q[..., None]).sum(-1)
         return (MARGIN * sums).clamp(min=1e-12)

@@ -38,18 +38,18 @@ class Sandwich(GraphNet):
 
     def weights(self, dtype: torch.dtype) -> Weights:
         """The merged MLP."""
-        lip = self.lip.to(dtype)
+        lip = self.factor(dtype)
         blocks: list[dict[int, torch.Tensor]] = []
-        multipliers, left = [], lip.sqrt() * torch.eye(self.sizes[0], dtype=dtype, device=lip.device)
-        for k, (_, m) in enumerate(self.pairs):
-            q = cayley(self.free[k].to(dtype))
-            p, b = q[:m], q[m:].T
+        multipliers, left = [], None
+        for k in range(len(self.pairs)):
+            p, lower = cayley(self.free[k].to(dtype))
+            b = lip.sqrt() * lower.mT if left is None else lower.mT @ left
             if k < len(self.log_scale):
                 psi = self.log_scale[k].to(dtype).clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE).exp()
-                blocks.append({k: 2**0.5 / psi[:, None] * (b @ left)})
-                left = 2**0.5 * p * psi
-                multipliers.append(lip * psi**2)
+                blocks.append({k: (2**0.5 / psi)[..., None] * b})
+                left = p * (2**0.5 * psi)[..., None, :]
+                multipliers.append(lip[..., 0] * psi**2)
             else:
-                blocks.append({k: lip.sqrt() * (b @ left)})
+                blocks.append({k: lip.sqrt() * b})
         biases = [bias.to(dtype) for bias in self.bias]
         return Weights(blocks, biases, multipliers)

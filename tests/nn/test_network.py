@@ -9,7 +9,7 @@ import torch
 from lipctrl.certify.bracket import upper_bounds
 from lipctrl.certify.lower import lower_bound
 from lipctrl.files import UserError
-from lipctrl.nn.cayley import cayley
+from lipctrl.nn.cayley import orthonormal
 from lipctrl.nn.graph import FUNCTIONS, GraphNet
 from lipctrl.nn.network import FAMILIES, lipschitz_mlp
 from lipctrl.nn.normalise import deployed
@@ -143,7 +143,7 @@ def test_maps_are_kept_in_evaluation_until_a_parameter_changes(monkeypatch: pyte
 
 def test_cayley_has_orthonormal_columns() -> None:
     for shape in ((4, 4), (9, 3), (5, 1)):
-        q = cayley(torch.randn(*shape, dtype=torch.float64) * 3)
+        q = orthonormal(torch.randn(*shape, dtype=torch.float64) * 3)
         assert torch.allclose(q.T @ q, torch.eye(shape[1], dtype=torch.float64), atol=1e-12)
 
 
