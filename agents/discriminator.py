@@ -169,7 +169,7 @@ class Discriminators:
             self._stacked = Stacked([net.to(self.device) for net in self.nets])
             self.leaves = self._stacked.leaves
             with torch.no_grad():
-                self.maps = self._stacked.maps(self.leaves)
+                self.maps = self._stacked.maps(self.leaves).copy()
         else:
             drawn = [orthogonal(sizes, seed) for seed in self.seeds]
             self.leaves = [torch.stack(parts).to(self.device) for parts in zip(*drawn, strict=True)]
@@ -190,6 +190,9 @@ class Discriminators:
         one.leaves = [leaf[agent : agent + 1] for leaf in self.leaves]
         one.right = [vector[agent : agent + 1] for vector in self.right]
         one.nets = self.nets[agent : agent + 1]
+        if self.settings.certified:
+            with torch.no_grad():
+                one.maps = self._stacked.maps(one.leaves)
         return one
 
     def _hidden(self, leaves: Sequence[Tensor]) -> list[Tensor]:

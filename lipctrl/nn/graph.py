@@ -51,6 +51,11 @@ class Weights:
         """The maps and the biases."""
         return [*(block for row in self.blocks for block in row.values()), *self.biases]
 
+    def copy(self) -> "Weights":
+        """The maps and the biases in memory of their own."""
+        blocks = [{j: block.clone() for j, block in row.items()} for row in self.blocks]
+        return Weights(blocks, [bias.clone() for bias in self.biases])
+
 
 class GraphNet(nn.Module, ABC):
     """Base of all families.

@@ -56,7 +56,9 @@ class _Ldlt(GraphNet):
             w = w / scales[k][..., None]
             blocks.append({k: root * w if k == 0 else w * scales[k - 1][..., None, :]})
         blocks.append({j: root**2 * w if j == 0 else root * w * scales[-1][..., None, :] for j, w in last.items()})
-        return Weights(blocks, [bias.to(dtype) for bias in self.bias], [root[..., 0] ** 2 * scale**2 for scale in scales])
+        return Weights(
+            blocks, [bias.to(dtype) for bias in self.bias], [root[..., 0] ** 2 * scale**2 for scale in scales]
+        )
 
 
 def _contraction(free: Tensor, log_alpha: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +102,7 @@ class LdltResidual(_Ldlt):
         maps, roots = self._hidden(root, dtype)
         if not maps:
             return self._scaled(maps, {0: a}, dtype)
-        phi, total = eye, torch.zeros_like(eye)
+        phi, total = eye.expand(root.shape), torch.zeros_like(root)  # expanded: a stack of matrices, not of vectors
         for w, r in zip(maps, [root, *roots[:-1]], strict=True):
             whitened = torch.linalg.solve(r.mT, phi)  # phi' D^-1 phi = |D^-1/2 phi|^2
             total = total + whitened.mT @ whitened

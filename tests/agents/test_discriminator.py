@@ -1,6 +1,7 @@
 """Discriminators: slopes and penalties against closed forms, autograd and finite differences; forms of the loss."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,9 @@ def test_the_loss_is_the_published_one() -> None:
     p = torch.cat([fake, real], 1).sigmoid()
     entropy = -(p * p.log() + (1 - p) * (1 - p).log())
     expected = -(1 - fake.sigmoid()).log().mean(1) + bce.mean(1) - 0.3 * entropy.mean(1)
-    torch.testing.assert_close(judge.loss(judge.leaves, both).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        judge.loss(partial(judge.logits, judge.leaves), both).double(), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_mixup_labels_by_the_share_of_the_expert() -> None:
@@ -125,7 +128,7 @@ def test_mixup_labels_by_the_share_of_the_expert() -> None:
     only_expert = replace(both, mixture=torch.ones_like(both.mixture))
     z = judge.logits(judge.leaves, both.expert)
     expected = 2 * functional.binary_cross_entropy_with_logits(z, torch.ones_like(z), reduction="none").mean(-1)
-    torch.testing.assert_close(judge.loss(judge.leaves, only_expert), expected)
+    torch.testing.assert_close(judge.loss(partial(judge.logits, judge.leaves), only_expert), expected)
 
 
 def test_dropout_leaves_out_and_keeps_the_mean() -> None:
@@ -240,3 +243,19 @@ def test_the_plain_network_is_the_discriminator(others: dict[str, Any]) -> None:
 def test_settings_that_make_no_sense(others: dict[str, Any], part: str) -> None:
     with pytest.raises(ValueError, match=part):
         RewardSettings(**others)
+
+
+@pytest.mark.parametrize("family", ["sandwich", "aol", "sll"])
+def test_certified_rewards_use_the_maps_of_the_last_step(family: str) -> None:
+    """Which are those of the network before it; alone, an agent has its maps of now."""
+    judge = made(regulariser="certified", family=family, form="airl")
+    x = pairs().agent
+    before = judge.logits(judge.leaves, x)
+    torch.testing.assert_close(judge.reward(x), before)
+    judge.step(*pairs().tensors())
+    torch.testing.assert_close(judge.reward(x), before)
+    now = judge.logits(judge.leaves, x)
+    assert float((now - before).abs().max()) > 1e-5
+    torch.testing.assert_close(judge.alone(1).reward(x[1:]), now[1:])
+    plain = torch.as_tensor(judge.alone(1).plain()(x[1].double().numpy())[:, 0]).float()
+    torch.testing.assert_close(now[1], plain, rtol=1e-4, atol=1e-5)

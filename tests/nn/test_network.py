@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call
 
 from lipctrl.certify.bracket import upper_bounds
 from lipctrl.certify.lower import lower_bound
@@ -264,3 +265,22 @@ def test_square_wave_fit_reaches_the_analytic_optimum(lip: float) -> None:
 def square_wave_optimum(lip: float) -> float:
     """Each of three jumps of height 1 costs 2 int_0^(1/2L) (1/2 - L t)^2 dt = 1/(12 L), spread over a length of 4."""
     return 3 / (12 * lip) / 4
+
+
+@pytest.mark.parametrize("family", BOUNDED)
+@pytest.mark.parametrize("sizes", [(3, 4, 6, 2), (5, 4, 1)])
+def test_parameters_with_a_leading_axis_are_several_networks(family: str, sizes: tuple[int, ...]) -> None:
+    for activation in ("tanh", *(("maxmin", "householder:2") if family in LAYERWISE else ())):
+        nets = [
+            lipschitz_mlp(family, sizes, 2.0 + seed, activation=activation, learnable_lip=True, seed=seed)
+            for seed in range(3)
+        ]
+        generator = torch.Generator().manual_seed(0)
+        for net in nets:
+            for parameter in net.parameters():
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        x = torch.randn(3, 5, sizes[0], generator=generator)
+        expected = torch.stack([net(rows) for net, rows in zip(nets, x, strict=True)])
+        named = [dict(net.named_parameters()) for net in nets]
+        stacked = {name: torch.stack([each[name] for each in named]) for name in named[0]}
+        torch.testing.assert_close(functional_call(nets[0], stacked, (x,)), expected, rtol=1e-5, atol=1e-5)
