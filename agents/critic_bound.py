@@ -5,6 +5,7 @@ states and scaled actions. They are lower bounds, so that a bound which is vacuo
 one that is not is an estimate. The noise on TD3's target actions changes nothing: it is the same in two states.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,8 +54,11 @@ def beside_bound(
     if reward.value is None or not agent.deterministic:
         return {}
     states, actions, next_states = rows
-    step = one_step_lip(steepest(torch.cat([states, actions], -1), next_states), policy_lip)
-    found = compare_critic(infinite_bound(reward.value, step, agent.gamma), norms.cpu().numpy())
+    dynamics_lip = steepest(torch.cat([states, actions], -1), next_states)
+    step = one_step_lip(dynamics_lip, policy_lip)
+    # a reward of the next state changes with state and action as much as that one does
+    reward_lip = reward.value * (math.hypot(1.0, dynamics_lip) if agent.reward.inputs == "state-next" else 1.0)
+    found = compare_critic(infinite_bound(reward_lip, step, agent.gamma), norms.cpu().numpy())
     bound = found.certificate.value
     return {"critic/growth": agent.gamma * step, "critic/bound": float("nan") if bound is None else bound}
 

@@ -2,9 +2,10 @@
 
 Blonde, Strasser and Kalousis (arXiv 2006.16785) find that off-policy imitation needs a reward whose slope is bounded.
 Two ways: a penalty on the gradient of the logit at sampled points, which bounds nothing between them; or a network that
-is k-Lipschitz by construction, a proof. An input is (standardised state, absorbing bit, scaled action); the networks of
-all agents are evaluated as one batch. In the penalised network the gradient with respect to the input is itself a
-forward computation (activations are piecewise linear), so that the penalty costs no second backward pass.
+is k-Lipschitz by construction, a proof. An input is (standardised state, absorbing bit, scaled action), without the
+action, or with the standardised next state in its place; the networks of all agents are evaluated as one batch. In the
+penalised network the gradient with respect to the input is itself a forward computation (activations are piecewise
+linear), so that the penalty costs no second backward pass.
 """
 
 import copy
@@ -22,6 +23,7 @@ from torch.nn import functional
 from lipctrl.nn.graph import GraphNet, Weights
 from lipctrl.nn.network import FAMILIES, lipschitz_mlp
 from lipctrl.nn.plain import PlainNet
+from lipctrl.nn.reward import Inputs
 from lipctrl.nn.reward_forms import reward_tensor
 
 from .leaky import LEAK, forward, jacobian, orthogonal
@@ -37,6 +39,8 @@ class RewardSettings:
     form: Literal["softplus", "airl", "log-d", "d", "fairl"] = "softplus"
     """Reward of a logit z, D = sigmoid(z): softplus is -log(1 - D) > 0, airl is z, log-d is log D < 0, d is D, fairl is
     -z exp(z)."""
+    inputs: Inputs = "state-action"
+    """What the reward is a function of: state and action, the state alone, or state and next state."""
     clip: float | None = None
     """Logits are clipped to this size before the reward; null: not."""
     regulariser: Literal["one-sided", "two-sided", "r1", "certified", "none"] = "one-sided"

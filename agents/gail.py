@@ -134,7 +134,9 @@ class GAIL(SAC):
     def _setup_model(self) -> None:
         n, m = self.observation_space.shape or (0,), self.action_space.shape or (0,)
         bit = int(self.reward.absorbing)
-        self.sizes = (n[0], bit, m[0])
+        self.sizes = (n[0], bit, {"state-action": m[0], "state": 0, "state-next": n[0]}[self.reward.inputs])
+        if self.imitation.pessimism.learned and self.reward.inputs != "state-action":
+            raise UserError("pessimism with learned dynamics needs a reward of state and action: reward.inputs")
         self.monitor = Monitor(seed=seed_of(self.seed or 0, "monitor"), device=self.device)
         if not 0 <= self.gamma < 1:
             raise UserError(f"GAIL needs a discount in [0, 1), found gamma = {self.gamma}")
@@ -203,22 +205,34 @@ class GAIL(SAC):
             floor = np.maximum(SMALLEST_SCALES[0] * np.abs(states.mean(0)), SMALLEST_SCALES[1])
             self.memory.get_buffer("reward_scale").copy_(torch.as_tensor(np.where(spread < floor, 1.0, spread)))
         scaled = torch.as_tensor(self.policy.scale_action(actions), dtype=torch.float32, device=self.device)
-        rows = self.inputs(torch.as_tensor(states, dtype=torch.float32, device=self.device), scaled)
+        before, after = (
+            torch.as_tensor(part, dtype=torch.float32, device=self.device) for part in (states, kept.next_states)
+        )
+        rows = self.inputs(before, scaled, after)
         order = torch.as_tensor(generator(self.seed or 0, "holdout").permutation(len(rows)))
         held = min(round(self.imitation.holdout * len(rows)), len(rows) - 1)
         ends = float(demonstrations.terminations.sum()) / self.imitation.subsample * (1 - held / len(rows))
         self.expert = Expert(rows[order[held:]], rows[order[:held]], ends if self.reward.absorbing else 0.0)
 
-    def inputs(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Inputs (..., d) of the discriminator at raw states (..., n) and scaled actions (..., m)."""
-        standard = (states - self.memory.get_buffer("reward_mean")) / self.memory.get_buffer("reward_scale")
-        bit = states.new_zeros(*states.shape[:-1], self.sizes[1])
-        return torch.cat([standard, bit, actions], -1)
+    def inputs(self, states: Tensor, actions: Tensor, next_states: Tensor | None = None) -> Tensor:
+        """Inputs (..., d) of the discriminator at raw states (..., n), scaled actions (..., m), raw next states."""
+        parts = [self.standardised(states), states.new_zeros(*states.shape[:-1], self.sizes[1])]
+        if self.reward.inputs == "state-action":
+            parts.append(actions)
+        elif self.reward.inputs == "state-next":
+            assert next_states is not None
+            parts.append(self.standardised(next_states))
+        return torch.cat(parts, -1)
+
+    def standardised(self, states: Tensor) -> Tensor:
+        """Raw states (..., n) in the units of the reward."""
+        standard: Tensor = (states - self.memory.get_buffer("reward_mean")) / self.memory.get_buffer("reward_scale")
+        return standard
 
     def absorbing(self) -> Tensor:
         """Input (d,) of the discriminator at the absorbing state: its bit, and nothing else."""
-        n, bit, m = self.sizes
-        return torch.cat([torch.zeros(n), torch.full((bit,), ABSORBED), torch.zeros(m)]).to(self.device)
+        n, bit, rest = self.sizes
+        return torch.cat([torch.zeros(n), torch.full((bit,), ABSORBED), torch.zeros(rest)]).to(self.device)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -245,22 +259,23 @@ class GAIL(SAC):
         return learner.pessimism.measure(learner.agents.index(self), inputs)
 
     def learned_reward(self) -> LearnedReward:
-        """The reward of now, of raw states and actions, to be saved, certified, or used to train another agent."""
-        n, bit, m = self.sizes
+        """The reward of now, in raw units, to be saved, certified, or used to train another agent."""
+        n, bit, _ = self.sizes
         low, high = (np.asarray(end, np.float64) for end in (self.action_space.low, self.action_space.high))  # type: ignore[attr-defined]
         mean, scale = (self.memory.get_buffer(f"reward_{name}")[0].double().cpu().numpy() for name in ("mean", "scale"))
-        middle, half = (low + high) / 2, (high - low) / 2
+        actions, nothing = ((low + high) / 2, (high - low) / 2), (np.zeros(0), np.zeros(0))
+        rest = {"state-action": actions, "state": nothing, "state-next": (mean, scale)}[self.reward.inputs]
+        absorbing = np.concatenate([mean, np.ones(1), rest[0]]) if bit else None
         mean, scale = (
-            np.concatenate([mean, np.zeros(bit), middle]),
-            np.concatenate([scale, np.full(bit, 1 / ABSORBED), half]),
+            np.concatenate([mean, np.zeros(bit), rest[0]]),
+            np.concatenate([scale, np.full(bit, 1 / ABSORBED), rest[1]]),
         )
         logit = deployed(
             self.discriminator().plain(), mean=mean, scale=scale, output_offset=np.zeros(1), output_scale=np.ones(1)
         )
-        absorbing = np.concatenate([mean[:n], np.ones(1), middle]) if bit else None
         clip = np.inf if self.reward.clip is None else self.reward.clip
         facts = {"regulariser": self.reward.regulariser, "seed": self.seed, "timesteps": self.num_timesteps}
-        return LearnedReward(logit, self.reward.form, "state-action", n, clip, absorbing, facts)
+        return LearnedReward(logit, self.reward.form, self.reward.inputs, n, clip, absorbing, facts)
 
     def value_slopes(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the first critic's value in states (rows, n) and scaled actions (rows, m)."""

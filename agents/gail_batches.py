@@ -70,9 +70,10 @@ def sampled(agent: "GAIL", count: int, size: int) -> GailBatch:
     at = torch.randint(agent.stored(), (count * size,), generator=agent.draws, device=agent.device).cpu()
     rows, lengths, ended = windows(agent, at)
     states, actions = _states_actions(agent, rows.flatten())
-    n, _, m = agent.sizes
+    n = agent.sizes[0]
     steps = agent.imitation.n_step
-    inputs = agent.inputs(states, actions).view(count, size, steps, -1)
+    m = actions.shape[-1]
+    inputs = _inputs(agent, rows.flatten(), states, actions).view(count, size, steps, -1)
     power = torch.arange(steps)
     discounts = torch.as_tensor(agent.gamma, dtype=torch.float32) ** power
     weights = torch.where(power < lengths[:, None], discounts, 0.0).view(count, size, steps)
@@ -128,6 +129,12 @@ def _next_states(agent: "GAIL", rows: Tensor) -> Tensor:
     return found.to(agent.device, torch.float32)
 
 
+def _inputs(agent: "GAIL", rows: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+    """Of the discriminator, in the transitions of these rows."""
+    following = _next_states(agent, rows) if agent.reward.inputs == "state-next" else None
+    return agent.inputs(states, actions, following)
+
+
 def _changes(agent: "GAIL", rows: Tensor) -> Tensor:
     """Of the standardised state in the transitions of these rows, for learned dynamics."""
     if not agent.imitation.pessimism.learned:
@@ -141,7 +148,11 @@ def agent_pairs(agent: "GAIL", count: int, draws: torch.Generator) -> Tensor:
     assert memory is not None
     ended = memory.dones[:stored, 0] * (1 - memory.timeouts[:stored, 0])
     failures = float(ended.sum()) if agent.reward.absorbing else 0.0
-    return _with_absorbing(agent, lambda at: agent.inputs(*_states_actions(agent, at)), stored, failures, count, draws)
+
+    def pairs(rows: Tensor) -> Tensor:
+        return _inputs(agent, rows, *_states_actions(agent, rows))
+
+    return _with_absorbing(agent, pairs, stored, failures, count, draws)
 
 
 def expert_pairs(agent: "GAIL", count: int, draws: torch.Generator) -> Tensor:

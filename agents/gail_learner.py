@@ -41,11 +41,11 @@ class GailLearner(Learner):
 
     def _build(self) -> None:
         first = cast("GAIL", self.agents[0])
-        n, bit, m = first.sizes
+        n, bit, rest = first.sizes
         seeds = [seed_of(agent.seed or 0, "reward") for agent in self.agents]
-        self.discriminators = Discriminators(n + bit + m, n + bit, first.reward, seeds, first.device)
+        self.discriminators = Discriminators(n + bit + rest, n + bit, first.reward, seeds, first.device)
         of_dynamics = [seed_of(agent.seed or 0, "dynamics") for agent in self.agents]
-        self.pessimism = Pessimism(n, m, first.imitation.pessimism, of_dynamics, first.device)
+        self.pessimism = Pessimism(n, rest, first.imitation.pessimism, of_dynamics, first.device)
         self.mean = torch.zeros(len(seeds), n, device=first.device)
         self.scale = torch.ones(len(seeds), n, device=first.device)
         self.stem: Td3Update | Update = (

@@ -85,7 +85,9 @@ class GailTraining(Training):
         reward = agent.learned_reward()
         states, actions = signal_names(self.test.env)
         bit = () if reward.absorbing is None else ("absorbing [-]",)
-        logit = replace(reward.logit, input_names=(*states, *bit, *actions), output_names=("logit [-]",))
+        rest = {"state-action": actions, "state": (), "state-next": tuple(f"next {name}" for name in states)}
+        names = (*states, *bit, *rest[reward.inputs])
+        logit = replace(reward.logit, input_names=names, output_names=("logit [-]",))
         of_demos = {"demos_sha256": self.demos.sha256(), "demonstrations": len(self.demos.lengths)}
         return replace(reward, logit=logit, provenance={**reward.provenance, "env_id": self.settings.env, **of_demos})
 
@@ -183,10 +185,12 @@ def slope_line(settings: ImitationSettings, rewards: Sequence[LearnedReward], ag
             return f"{max(one[block, unit] for one in found):.4g}"
 
         units: tuple[Units, ...] = ("normalised", "raw")
-        parts = [
-            f"{largest('all', unit)} in {unit} units (state {largest('state', unit)}, action {largest('action', unit)})"
-            for unit in units
-        ]
+        blocks = rewards[0].blocks[1:]
+
+        def of_blocks(unit: Units) -> str:
+            return f" ({', '.join(f'{block} {largest(block, unit)}' for block in blocks)})" if blocks else ""
+
+        parts = [f"{largest('all', unit)} in {unit} units{of_blocks(unit)}" for unit in units]
         return f"slope of the reward, proved: at most {' and '.join(parts)}"
     last = [agent.history[-1] for agent in agents if agent.history]
     if not last:

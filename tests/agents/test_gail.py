@@ -23,6 +23,7 @@ from lipctrl.agents.pessimism import PessimismSettings
 from lipctrl.agents.sac_learner import train_together
 from lipctrl.agents.td3 import Td3Settings
 from lipctrl.agents.together import learn_together
+from lipctrl.certify.reward import proved_slopes
 from lipctrl.demos.demonstrations import Demonstrations, Trajectory
 from lipctrl.files import UserError
 
@@ -116,9 +117,10 @@ def test_rewards_are_those_of_the_discriminator_of_now() -> None:
     assert (targets[0] != targets[1]).all() and float(targets[1].abs().max()) < 100
 
 
-def test_a_batch_row_by_row() -> None:
-    """Rewards' weights, next states and units of four-step windows, by loops over the buffer."""
-    made = agent(rows=210, imitation=GailSettings(n_step=4), gamma=0.9)
+@pytest.mark.parametrize("inputs", ["state-action", "state", "state-next"])
+def test_a_batch_row_by_row(inputs: Any) -> None:
+    """Rewards' weights, inputs, next states and units of four-step windows, by loops over the buffer."""
+    made = agent(rows=210, imitation=GailSettings(n_step=4), gamma=0.9, reward=RewardSettings(inputs=inputs))
     memory = made.replay_buffer
     assert memory is not None
     made.draws.manual_seed(5)
@@ -135,7 +137,10 @@ def test_a_batch_row_by_row() -> None:
         np.testing.assert_allclose(batch.next_states[0, k].numpy(), memory.next_observations[last, 0], rtol=1e-6)
         for i in range(steps):
             now = int(rows[0, i])
-            x = [*((memory.observations[now, 0] - mean[0]) / scale[0]), 0.0, *memory.actions[now, 0]]
+            before, after = (
+                (part[now, 0] - mean[0]) / scale[0] for part in (memory.observations, memory.next_observations)
+            )
+            x = [*before, 0.0, *{"state-action": memory.actions[now, 0], "state": (), "state-next": after}[inputs]]
             np.testing.assert_allclose(batch.inputs[0, k, i].numpy(), x, rtol=1e-4, atol=1e-5)
     noise = made.batches(50, 64)
     assert [float(n.std()) for n in (noise.noise, noise.next_noise)] == pytest.approx([1, 1], abs=0.05)
@@ -224,13 +229,19 @@ def test_monitors_of_a_linear_logit_and_a_linear_policy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shrink", "form", "kind"), [(0.5, "softplus", "none"), (0.9, "d", "none"), (0.5, "airl", "constant")]
+    ("shrink", "form", "kind", "inputs"),
+    [
+        (0.5, "softplus", "none", "state-action"),
+        (0.9, "d", "none", "state"),
+        (0.5, "airl", "constant", "state-action"),
+        (0.5, "softplus", "none", "state-next"),
+    ],
 )
-def test_the_critic_beside_the_bound_of_its_value(shrink: float, form: Any, kind: Any) -> None:
+def test_the_critic_beside_the_bound_of_its_value(shrink: float, form: Any, kind: Any, inputs: Any) -> None:
     """s' = shrink s under a linear policy: growth = gamma shrink sqrt(1 + B^2), bound = constant / (1 - growth)."""
     made = agent(
         rows=0,
-        reward=RewardSettings(regulariser="certified", k=2.0, form=form),
+        reward=RewardSettings(regulariser="certified", k=2.0, form=form, inputs=inputs),
         policy_kwargs={"net_arch": []},
         imitation=GailSettings(layer_norm=False, pessimism=PessimismSettings(kind, multiplier=0.3)),
     )
@@ -245,6 +256,7 @@ def test_the_critic_beside_the_bound_of_its_value(shrink: float, form: Any, kind
     row = made.monitor.measure(made)
     growth = 0.99 * shrink * np.hypot(1, slope)
     constant = 2.0 * (0.25 if form == "d" else 1.0) * (0.3 if kind == "constant" else 1.0)
+    constant *= np.hypot(1, shrink) if inputs == "state-next" else 1.0
     assert row["critic/growth"] == pytest.approx(growth, rel=1e-3)
     assert row["critic/bound"] == pytest.approx(constant / (1 - growth), rel=1e-2)
     assert "is at most" in bound_line([row]) and "vacuous" not in bound_line([row])
@@ -274,9 +286,18 @@ class Ends(gymnasium.Env[Any, Any]):
     action_space = spaces.Box(-1, 1, (1,), np.float32)
 
 
-@pytest.mark.parametrize("absorbing", [True, False])
-@pytest.mark.parametrize("stem", ["td3", "sac"])
-def test_value_of_the_last_state(stem: Any, absorbing: bool) -> None:
+@pytest.mark.parametrize(
+    ("stem", "absorbing", "inputs"),
+    [
+        ("td3", True, "state-action"),
+        ("td3", False, "state-action"),
+        ("sac", True, "state-action"),
+        ("sac", False, "state-action"),
+        ("td3", True, "state"),
+        ("td3", True, "state-next"),
+    ],
+)
+def test_value_of_the_last_state(stem: Any, absorbing: bool, inputs: Any) -> None:
     """Q(failure) = r + gamma r_absorbing / (1 - gamma); Q before a time limit = r / (1 - gamma)."""
     made = GAIL(
         "MlpPolicy",
@@ -287,7 +308,7 @@ def test_value_of_the_last_state(stem: Any, absorbing: bool) -> None:
         tau=0.05,
         ent_coef=0.0001,
         learning_rate=3e-3,
-        reward=RewardSettings(absorbing=absorbing, hidden=(8,)),
+        reward=RewardSettings(absorbing=absorbing, hidden=(8,), inputs=inputs),
         imitation=GailSettings(stem=stem, layer_norm=False, holdout=0.0),
         td3=Td3Settings(smoothing=(0.0, 0.0)),
         policy_kwargs=SHAPE,
@@ -311,7 +332,7 @@ def test_value_of_the_last_state(stem: Any, absorbing: bool) -> None:
         learner.step(False, *[part[:1] for part in batch.tensors()[:OWN]])
     judge = made.discriminator()
     states = torch.tensor([[0.0], [1.0]])
-    rewards = judge.reward(made.inputs(states, torch.zeros(2, 1))[None])[0]
+    rewards = judge.reward(made.inputs(states, torch.zeros(2, 1), torch.tensor([[2.0], [1.0]]))[None])[0]
     after = float(judge.reward(made.absorbing()[None, None])) if absorbing else 0.0
     expected = [float(rewards[0]) + 0.5 / 0.5 * after, float(rewards[1]) / 0.5]
     values = made.critic.q_networks[0](torch.cat([states, torch.zeros(2, 1)], -1))[:, 0].tolist()
@@ -343,6 +364,38 @@ def test_subsampled_pairs_are_of_the_expert() -> None:
     assert all(tuple(row) in known for row in np.hstack([states, actions]))
 
 
+@pytest.mark.parametrize("inputs", ["state", "state-next"])
+def test_the_expert_as_states_and_next_states(inputs: Any) -> None:
+    demos = demonstrations(failures=1)
+    made = agent(demonstrations=demos, reward=RewardSettings(inputs=inputs), imitation=GailSettings(holdout=0.0))
+    mean, scale = (made.memory.get_buffer(f"reward_{name}").numpy()[0] for name in ("mean", "scale"))
+    known = []
+    for one in demos.trajectories():
+        x = (one.observations - mean) / scale
+        rest = x[1:] if inputs == "state-next" else x[1:, :0]
+        known.append(np.hstack([x[:-1], np.zeros((40, 1)), rest]))
+    assert made.expert is not None
+    found = made.expert.pairs.numpy()
+    order = [rows[np.argsort(rows[:, 0])] for rows in (np.concatenate(known), found)]
+    np.testing.assert_allclose(order[0], order[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", ["state", "state-next"])
+def test_the_certified_reward_of_other_inputs_is_proved(inputs: Any) -> None:
+    made = agent(reward=RewardSettings(inputs=inputs, regulariser="certified", k=2.0, form="d"))
+    made.train(20, 32)
+    reward = made.learned_reward()
+    found = proved_slopes(reward)
+    assert 0.1 < found["all", "normalised"] <= 2.0 / 4 * (1 + 1e-6)
+    assert reward.blocks == (("all", "state", "next") if inputs == "state-next" else ("all",))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 2, 3))
+    y = x + 0.01 * rng.normal(size=(500, 2, 3))
+    slopes = np.abs(reward(x[:, 0], None, x[:, 1]) - reward(y[:, 0], None, y[:, 1]))
+    seen = slopes / np.linalg.norm((y - x).reshape(500, -1)[:, : 6 if inputs == "state-next" else 3], axis=1)
+    assert seen.max() <= found["all", "raw"] * (1 + 1e-9)
+
+
 KINDS: list[dict[str, Any]] = [
     {
         "imitation": GailSettings(n_step=3, pessimism=PessimismSettings("dynamics", hidden=(16,))),
@@ -350,6 +403,7 @@ KINDS: list[dict[str, Any]] = [
     },
     {"imitation": GailSettings(stem="sac"), "reward": RewardSettings(regulariser="certified", form="airl")},
     {"td3": Td3Settings(critic="c51"), "reward": RewardSettings(points="dragan", spectral=True, clip=2.0)},
+    {"reward": RewardSettings(inputs="state-next", points="rectangle"), "imitation": GailSettings(n_step=2)},
     {"td3": Td3Settings(critic="quantile"), "reward": RewardSettings(dropout=0.3, mixup=True, absorbing=False)},
 ]
 
@@ -368,7 +422,7 @@ def test_agents_trained_together_are_those_trained_alone(settings: dict[str, Any
             if not (bounded and name.startswith("reward_")):
                 torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
         x = np.random.default_rng(0).normal(size=(50, 4))
-        rewards = [each.learned_reward()(x[:, :3], x[:, 3:]) for each in (one, other)]
+        rewards = [each.learned_reward()(x[:, :3], x[:, 3:], 0.9 * x[:, :3]) for each in (one, other)]
         np.testing.assert_allclose(rewards[0], rewards[1], rtol=1e-3, atol=1e-4)
         weights = [name for name in found if name.endswith("0.weight") and "actor." in name] + ["reward_1"]
         assert len(weights) > 1 and not any(torch.equal(found[name], start[name]) for name in weights)
@@ -400,16 +454,19 @@ def test_one_seed_gives_the_same_bytes_and_files_predict(settings: dict[str, Any
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     np.testing.assert_array_equal(loaded.predict(x, deterministic=True)[0], made.predict(x, deterministic=True)[0])
     states, actions = x.astype(np.float64), np.full((5, 1), 0.3)
-    np.testing.assert_array_equal(loaded.learned_reward()(states, actions), made.learned_reward()(states, actions))
+    both = [one.learned_reward()(states, actions, 0.9 * states) for one in (loaded, made)]
+    np.testing.assert_array_equal(*both)
 
 
-def test_the_learned_reward_is_what_the_agent_is_trained_on() -> None:
-    made = agent(reward=RewardSettings(clip=3.0))
+@pytest.mark.parametrize("inputs", ["state-action", "state", "state-next"])
+def test_the_learned_reward_is_what_the_agent_is_trained_on(inputs: Any) -> None:
+    made = agent(reward=RewardSettings(clip=3.0, inputs=inputs))
     made.train(50, 32)
-    states, scaled, *_ = made.replay(slice(0, 100))
-    expected = made.discriminator().reward(made.inputs(states, scaled)[None])[0]
+    states, scaled, _, next_states, _ = made.replay(slice(0, 100))
+    expected = made.discriminator().reward(made.inputs(states, scaled, next_states)[None])[0]
     reward = made.learned_reward()
-    found = reward(states.double().numpy(), 2.0 * scaled.double().numpy())  # torque in [-2, 2]
+    parts = (states.double().numpy(), 2.0 * scaled.double().numpy(), next_states.double().numpy())  # torque in [-2, 2]
+    found = reward(*parts)
     np.testing.assert_allclose(found, expected.double().numpy(), atol=1e-5)
     absorbing = float(made.discriminator().reward(made.absorbing()[None, None]))
     assert reward.absorbing_reward() == pytest.approx(absorbing, abs=1e-6)
@@ -435,6 +492,9 @@ def test_what_cannot_be_imitated() -> None:
         agent(demonstrations=None).train(1, 8)
     with pytest.raises(UserError, match="must have the same"):
         GailLearner([agent(), agent(reward=RewardSettings(k=2.0))])
+    with pytest.raises(UserError, match="needs a reward of state and action"):
+        pessimism = PessimismSettings("dynamics")
+        agent(reward=RewardSettings(inputs="state"), imitation=GailSettings(pessimism=pessimism))
     with pytest.raises(UserError, match="discount"):
         agent(gamma=1.0)
     with pytest.raises(UserError, match="no smoothness"):

@@ -118,6 +118,25 @@ def test_a_run_folder_holds_policy_and_reward_and_its_next_commands_run(tmp_path
     assert run(*commands[2].split()[1:], "--method", "own")[0] == 0
 
 
+@pytest.mark.parametrize("inputs", ["state", "state-next"])
+def test_rewards_of_other_inputs_are_proved_plotted_and_trained_on(
+    tmp_path: Path, run: Run, demos: Path, inputs: str
+) -> None:
+    status, out, _ = train(run, demos, tmp_path / "a", *CERTIFIED, "--reward.inputs", inputs)
+    assert status == 0 and ("(state" in out and "next" in out) == (inputs == "state-next") and "action" not in out
+    path = tmp_path / "a" / "reward.npz"
+    reward = LearnedReward.load(path)
+    assert reward.inputs == inputs and reward.logit.input_names[3:] == (
+        ("absorbing [-]",) + tuple(f"next {name}" for name in reward.logit.input_names[:3]) * (inputs == "state-next")
+    )
+    assert run("reward", "certify", path, "--method", "own", "--require", 1.001, "--units", "normalised")[0] == 0
+    names = [name.rpartition(" [")[0] for name in reward.logit.input_names]
+    across = ["--across", names[0], "--up", names[-1]]
+    assert run("reward", "plot", path, *across, "--demos", demos, "--out", tmp_path / "r.svg")[0] == 0
+    fresh = ["--env", "Pendulum-v1", "--timesteps", 60, "--learning-starts", 30, "--log-interval", 30, "--episodes", 1]
+    assert run("train", "sac", *fresh, "--hidden", 8, "--reward", path, "--out", tmp_path / "b")[0] == 0
+
+
 def test_plot_shows_the_learned_reward(tmp_path: Path, run: Run, demos: Path) -> None:
     for name, seeds in (("a", 1), ("b", 2)):
         assert train(run, demos, tmp_path / name, "--seeds", seeds)[0] == 0
@@ -335,6 +354,10 @@ def changed(demos: Path, path: Path, **arrays: Any) -> Path:
         (["--demos", "{demos}", *CERTIFIED, "--reward.dropout", "0.5"], "neither spectral normalisation nor dropout"),
         (["--demos", "{demos}", "--timesteps", "130"], "whole rounds of train_every steps"),
         (["--demos", "{demos}", "--reward.form", "fairl"], "set clip"),
+        (
+            ["--demos", "{demos}", "--reward.inputs", "state", "--imitation.pessimism.kind", "dynamics"],
+            "needs a reward of state and action",
+        ),
         (["--demos", "{demos}", "--out", "{taken}"], "exists"),
         (["--resume", "nowhere"], "not a run folder"),
         (
