@@ -64,6 +64,10 @@ class GailSettings:
     holdout: float = 0.1
     """Share of the expert's pairs, at random, that the discriminator does not see, to measure its accuracy. Without
     subsampling their neighbours in time are seen, so that the accuracy says little about other demonstrations."""
+    units: Literal["expert", "both"] = "expert"
+    """Whose states have mean 0 and standard deviation 1: the expert's, or in equal parts the expert's and the agent's
+    first random ones. Where an expert hardly moves and an agent falls, the agent is tens of the expert's deviations
+    away, and to go on is worth less than to end: take both where episodes end early."""
     monitor_every: int = 1000
     """Environment steps between two rows of diagnostics."""
     pessimism: PessimismSettings = field(default_factory=PessimismSettings)
@@ -88,7 +92,8 @@ class GAIL(SAC):
         reward: of the discriminator. imitation: see there. td3: of the stem TD3.
 
     Attributes:
-        expert: the demonstrations as the discriminator sees them. history: a row of diagnostics per measurement.
+        demonstrations: what is imitated. expert: the same as the discriminator sees it. history: a row of diagnostics
+            per measurement.
 
     Raises:
         UserError: what `SAC` refuses; several environments; demonstrations of other spaces.
@@ -113,6 +118,7 @@ class GAIL(SAC):
         self.td3 = td3 if td3 is not None else Td3Settings()
         self.history: list[dict[str, float]] = []
         self.expert: Expert | None = None
+        self.demonstrations: Demonstrations | None = None
         self._warned = False
         if "smoothness" in others:
             raise UserError("GAIL takes no smoothness of its critics; LayerNorm is a setting of imitation")
@@ -188,7 +194,7 @@ class GAIL(SAC):
         GailLearner([self])
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "expert", "monitor"]
+        return [*super()._excluded_save_params(), "expert", "monitor", "demonstrations"]
 
     def set_demonstrations(self, demonstrations: Demonstrations) -> None:
         """Imitate these from now on; a new agent also takes its reward's units from them.
@@ -197,13 +203,11 @@ class GAIL(SAC):
             UserError: demonstrations of other spaces or too few of them.
         """
         check_spaces(demonstrations, self.observation_space, self.action_space)
+        self.demonstrations = demonstrations
         kept = subsampled(demonstrations, self.imitation.subsample, seed=self.seed or 0)
         states, actions = kept.states, kept.labels
         if self._n_updates == 0:
-            spread = states.std(0)
-            self.memory.get_buffer("reward_mean").copy_(torch.as_tensor(states.mean(0)))
-            floor = np.maximum(SMALLEST_SCALES[0] * np.abs(states.mean(0)), SMALLEST_SCALES[1])
-            self.memory.get_buffer("reward_scale").copy_(torch.as_tensor(np.where(spread < floor, 1.0, spread)))
+            self._set_units(states)
         scaled = torch.as_tensor(self.policy.scale_action(actions), dtype=torch.float32, device=self.device)
         before, after = (
             torch.as_tensor(part, dtype=torch.float32, device=self.device) for part in (states, kept.next_states)
@@ -213,6 +217,18 @@ class GAIL(SAC):
         held = min(round(self.imitation.holdout * len(rows)), len(rows) - 1)
         ends = float(demonstrations.terminations.sum()) / self.imitation.subsample * (1 - held / len(rows))
         self.expert = Expert(rows[order[held:]], rows[order[:held]], ends if self.reward.absorbing else 0.0)
+
+    def _set_units(self, of_expert: np.ndarray) -> None:
+        """Mean and standard deviation of the expert's states (rows, n), or of these and the agent's in equal parts."""
+        means, variances = [of_expert.mean(0)], [of_expert.var(0)]
+        if self.imitation.units == "both" and self.stored():
+            own = self.replay(slice(0, self.stored()))[0].double().cpu().numpy()
+            means, variances = [means[0], own.mean(0)], [variances[0], own.var(0)]
+        mean = np.mean(means, 0)
+        spread = np.sqrt(np.mean(variances, 0) + np.var(means, 0))
+        floor = np.maximum(SMALLEST_SCALES[0] * np.abs(mean), SMALLEST_SCALES[1])
+        self.memory.get_buffer("reward_mean").copy_(torch.as_tensor(mean))
+        self.memory.get_buffer("reward_scale").copy_(torch.as_tensor(np.where(spread < floor, 1.0, spread)))
 
     def inputs(self, states: Tensor, actions: Tensor, next_states: Tensor | None = None) -> Tensor:
         """Inputs (..., d) of the discriminator at raw states (..., n), scaled actions (..., m), raw next states."""
@@ -297,8 +313,10 @@ class GAIL(SAC):
         Raises:
             UserError: no demonstrations.
         """
-        if self.expert is None:
+        if self.demonstrations is None:
             raise UserError("GAIL needs demonstrations to train: set_demonstrations(...)")
+        if self.imitation.units == "both" and self._n_updates == 0:
+            self.set_demonstrations(self.demonstrations)  # now that there are states of the agent
         every = self.imitation.monitor_every
         if not self.history or self.num_timesteps // every > self.history[-1]["timesteps"] // every:
             with self.clock("diagnostics"):

@@ -75,6 +75,7 @@ REGULARISERS = {
     "weight-decay": replace(NONE, weight_decay=10.0),
 }
 FEW = GailSettings(subsample=20)
+FALLING = replace(FEW, units="both")
 BASELINES: tuple[Literal["sqil", "ls-iq", "bc"], ...] = ("sqil", "ls-iq", "bc")
 CELLS = (
     {
@@ -97,7 +98,7 @@ CELLS = (
             RewardSettings(form=form, absorbing=absorbing),  # type: ignore[arg-type]
             env="InvertedDoublePendulum-v5",
             expert="lqr",
-            imitation=FEW,
+            imitation=FALLING,
             every=5_000,
         )
         for form in ("softplus", "log-d")

@@ -550,3 +550,21 @@ def test_penalty_and_certificate_imitate_where_nothing_fails() -> None:
     assert max(row["reward/slope_95"] for row in slopes["one-sided"]) <= 1.3
     assert max(row["reward/slope_max"] for row in slopes["certified"]) <= 1 + 1e-4
     assert min(row["reward/slope_95"] for row in slopes["none"]) >= 20
+
+
+def test_units_of_expert_and_agent_are_those_of_a_mixture() -> None:
+    """Half expert, half agent, whatever their numbers; taken before the first update and kept from then on."""
+    made = agent(imitation=GailSettings(units="both"))
+    made.train(1, 32)
+    expert, own = subsampled(demonstrations(), 1, seed=3).states, made.replay(slice(0, 200))[0].double().numpy()
+    weights = np.concatenate([np.full(len(expert), 0.5 / len(expert)), np.full(len(own), 0.5 / len(own))])
+    rows = np.concatenate([expert, own])
+    mean = weights @ rows
+    units = made.memory.get_buffer("reward_mean").clone(), made.memory.get_buffer("reward_scale").clone()
+    np.testing.assert_allclose(units[0][0], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(units[1][0], np.sqrt(weights @ (rows - mean) ** 2), rtol=1e-5)
+    fill(made, 20)
+    made.train(1, 32)
+    made.set_demonstrations(demonstrations(episodes=2))
+    assert torch.equal(units[0], made.memory.get_buffer("reward_mean"))
+    assert torch.equal(units[1], made.memory.get_buffer("reward_scale"))
