@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "plant": {"files"},
     "nn": BASE,
     "policy": BASE | {"nn"},
+    "pid": BASE | {"config"},
     "disturb": BASE | {"plant"},
     "demos": BASE | {"nn", "policy"},
     "certify": BASE | {"nn", "plant"},

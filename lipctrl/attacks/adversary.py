@@ -59,7 +59,7 @@ class AdversaryEnv(gymnasium.Env[Any, Array]):
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """One step of the loop of environment and attacked policy."""
-        context = Context(self._x, self.policy, self.ball, 1, self.np_random)
+        context = Context(self._x, self.policy, self.ball, 1, self.np_random, hidden=self._hidden)
         d = self.steer(context, np.clip(np.asarray(action, dtype=np.float64)[None], -1.0, 1.0))
         if not self.ball.contains(d):
             raise RuntimeError("the adversary left its set of perturbations")

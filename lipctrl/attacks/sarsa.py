@@ -97,9 +97,10 @@ def _run(
 
     x = np.array([restarted(i) for i in range(len(envs))])
     running, returns = np.zeros(len(envs)), []
+    hidden, fresh = None, np.ones(len(envs), dtype=bool)
     rows: list[tuple[Array, ...]] = []
     for _ in range(-(-steps // len(envs))):
-        nominal = _act(policy, x)
+        nominal, hidden = _act(policy, x, hidden, fresh)
         u = np.clip(nominal + noise * rng.standard_normal(nominal.shape), space.low, space.high)
         reached, reward, last, ended = x.copy(), np.zeros(len(envs)), np.zeros(len(envs)), []
         for i, env in enumerate(envs):
@@ -107,18 +108,19 @@ def _run(
             reached[i], reward[i], last[i] = after, float(r), float(failed)
             if failed or cut:  # a time limit ends the episode, not the value of what follows
                 ended.append(i)
-        rows.append((x, u, reward, reached, _act(policy, reached), last))
+        rows.append((x, u, reward, reached, _act(policy, reached, hidden)[0], last))
         running = discount * running + reward
         returns.append(running.copy())
-        x = reached.copy()
+        x, fresh = reached.copy(), np.isin(np.arange(len(envs)), ended)
         for i in ended:
             running[i], x[i] = 0.0, restarted(i)
     stacked = [np.concatenate([row[k] for row in rows])[:steps] for k in range(6)]
     return Transitions(*stacked, float(np.std(returns)) + 1e-8)  # type: ignore[call-arg, arg-type]  # six arrays
 
 
-def _act(policy: Policy, x: Array) -> Array:
-    return np.asarray(policy.predict(x, deterministic=True)[0], dtype=np.float64)
+def _act(policy: Policy, x: Array, hidden: Any, fresh: Any = None) -> tuple[Array, Any]:
+    action, hidden = policy.predict(x, hidden, fresh, deterministic=True)
+    return np.asarray(action, dtype=np.float64), hidden
 
 
 def value_bounds(layers: Sequence[nn.Linear], x: Tensor, radius: float, mix: float) -> tuple[Tensor, Tensor]:

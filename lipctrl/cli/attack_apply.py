@@ -29,7 +29,7 @@ class AttackApplySettings:
     attack: tyro.conf.Positional[str] = ""
     """File of `lipctrl attack fit`."""
     policies: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Policies: run folders, network files, "lqr", "mpc"."""
+    """Policies: run folders, network files, PID controllers (YAML), "lqr", "mpc"."""
     env: str | None = None
     """Gymnasium id of the environment; by default the one that the attack was fitted in."""
     threat: str | None = None

@@ -40,7 +40,7 @@ class AttackFitSettings:
     """Settings of `lipctrl attack fit`."""
 
     policy: tyro.conf.Positional[str] = ""
-    """Policy: a run folder, a network file, "lqr" or "mpc"."""
+    """Policy: a run folder, a network file, a PID controller (YAML), "lqr" or "mpc"."""
     env: str = "lipctrl/DoubleIntegrator-v0"
     """Gymnasium id of the environment."""
     attack: Kind = "sa-rl"

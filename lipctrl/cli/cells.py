@@ -27,29 +27,35 @@ from lipctrl.evaluation.search import BATCH
 from lipctrl.evaluation.store import Store
 from lipctrl.files import sha256_of
 from lipctrl.nn.plain import PlainNet
+from lipctrl.pid import PidPolicy
 from lipctrl.policy import PlainPolicy, Policy
 from lipctrl.runs import package_versions
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A policy in a form that can be sent to another process: its network, or the word that it is built from."""
+    """A policy in a form that can be sent to another process: its network, itself if it is a PID controller, or the
+    word that it is built from."""
 
     name: str
     word: str
     net: PlainNet | None
     source: Path | None
+    pid: PidPolicy | None = None
 
     @staticmethod
     def of(one: Contender) -> "Victim":
         """The portable form of a contender."""
-        return Victim(one.name, one.word, one.net, one.source)
+        pid = one.policy if isinstance(one.policy, PidPolicy) else None
+        return Victim(one.name, one.word, one.net, one.source, pid)
 
     def contender(self, env_id: str, horizon: int) -> Contender:
         """The contender again, with a policy that has seen nothing yet."""
         policy: Policy
         if self.net is not None:
             policy = PlainPolicy(self.net)
+        elif self.pid is not None:
+            policy = self.pid
         elif self.word == "mpc":
             from lipctrl.cli.mpc_modes import mpc_with_backup  # torch and CasADi take seconds to import
 
@@ -90,8 +96,9 @@ class Cell:
 
     def facts(self) -> dict[str, Any]:
         """Everything that the result depends on, as plain JSON values."""
-        net, own = self.victim.net, {k: v for k, v in asdict(self).items() if k not in ("victim", "horizon")}
-        policy = net.sha256() if net is not None else f"{self.victim.word}, horizon {self.horizon}"
+        own = {k: v for k, v in asdict(self).items() if k not in ("victim", "horizon")}
+        itself = self.victim.net or self.victim.pid
+        policy = f"{self.victim.word}, horizon {self.horizon}" if itself is None else itself.sha256()
         file = Path(self.attack) if self.attack.endswith(".npz") else None
         if self.attack == "critic" and self.victim.source is not None:
             zipped = self.victim.source / "model.zip"

@@ -39,7 +39,8 @@ class CompareSettings:
     """Settings of `lipctrl compare`."""
 
     policies: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Two or more policies: run folders, network files, "lqr", "mpc". The others are compared with the first."""
+    """Two or more policies: run folders, network files, PID controllers (YAML), "lqr", "mpc". The others are compared
+    with the first."""
     env: str = "lipctrl/DoubleIntegrator-v0"
     """Gymnasium id of the environment."""
     threat: str = "observation:l2:raw"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lipctrl.certify.bracket import certify
 from lipctrl.cli.experts import Env, Expert, signal_names
-from lipctrl.cli.loading import load_network
+from lipctrl.cli.loading import is_pid, load_network, pid_of
 from lipctrl.cli.mpc_modes import mpc_with_backup
 from lipctrl.cli.plan import Contender
 from lipctrl.cli.trainings import members
@@ -28,6 +28,8 @@ def contender_named(
     """
     if name == "mpc":
         return Contender("mpc", mpc_with_backup(env, horizon), None)
+    if is_pid(Path(name)):
+        return Contender(name, pid_of(Path(name), env), None, Path(name))
     net = expert.policy.net if name == "lqr" and expert is not None else load_network(Path(name), activation=activation)
     if (net.input_size,) != env.observation_space.shape or (net.output_size,) != env.action_space.shape:
         assert env.spec is not None

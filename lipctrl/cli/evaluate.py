@@ -28,6 +28,7 @@ from lipctrl.evaluation.store import Store
 from lipctrl.evaluation.summary import Row
 from lipctrl.evaluation.tiers import TIERS, TierName
 from lipctrl.files import RequirementFailed, UserError
+from lipctrl.policy import SolvingPolicy
 from lipctrl.runs import Run, git_state, package_versions
 
 WHERE = ("workers", "engine", "out", "resume")
@@ -42,14 +43,15 @@ class EvaluateSettings:
     """Settings of `lipctrl evaluate`."""
 
     policies: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Policies: run folders, network files, "lqr" for the environment's LQR expert, "mpc" for its NMPC. A run folder of
-    several seeds stands for all its trainings."""
+    """Policies: run folders, network files, "lqr" for the environment's LQR expert, "mpc" for its NMPC, PID controllers
+    (YAML: docs/threats.md). A run folder of several seeds stands for all its trainings."""
     env: str = "lipctrl/DoubleIntegrator-v0"
     """Gymnasium id of the environment."""
     threat: str = "observation:l2:raw"
     """CHANNEL:NORM:UNITS[:BUDGET][:ACCESS] or a YAML file with these keys. Channels: observation, action, disturbance,
-    force, wrench, gain, friction, damping, mass, parameters, delay, actuator_delay, deadline, initial_state; norms l2,
-    linf; units raw, normalised; budgets step, episode, sparse=K, rate=C; access white, grey, black: docs/threats.md."""
+    force, wrench, gain, friction, damping, mass, parameters, delay, actuator_delay, deadline, warm_start,
+    initial_state; norms l2, linf; units raw, normalised; budgets step, episode, sparse=K, rate=C; access white, grey,
+    black: docs/threats.md."""
     radii: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
     """Radii of the attack, in the threat's units."""
     tier: TierName = "standard"
@@ -226,8 +228,9 @@ def plan_of(
             check_attack(attack, threat)
             for one in contenders:
                 searcher(attack, env, one, search)
-                if settings.attacks is None and settings.tier != "strong" and attack in QUERYING and one.net is None:
-                    raise UserError(f"{one.name} has no gradient and would be asked some hundred times per step")
+                solving = isinstance(one.policy, SolvingPolicy)
+                if settings.attacks is None and settings.tier != "strong" and attack in QUERYING and solving:
+                    raise UserError(f"{one.name} solves a problem at each of some hundred queries per step")
             attacks.append(attack)
         except UserError as error:
             if settings.attacks is not None:

@@ -1,16 +1,21 @@
 """What a path on the command line stands for: a run folder, a network file, a checkpoint of somebody else's."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
 
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.nn.reward import is_reward
+from lipctrl.pid import PidPolicy, load_pid
 from lipctrl.runs import Run
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from lipctrl.models.model import ProcessModel
 
+Env = gymnasium.Env[Any, Any]
 KINDS = "a run folder, a .npz network, a Stable-Baselines3 .zip, a torch .pt state dict, or a .onnx network"
 
 
@@ -27,6 +32,8 @@ def load_network(path: Path, *, activation: str | None = None) -> PlainNet:
     if path.is_dir():
         run = Run.open(path)
         return PlainNet.load(run.checked("network.npz" if is_model_run(path) else "policy.npz"))
+    if is_pid(path):
+        raise UserError(f"{path} is a PID controller, if anything: it can be evaluated and compared, but is no network")
     if not path.exists():
         raise UserError(f"nothing at {path}; expected {KINDS}")
     if path.suffix == ".npz":
@@ -44,6 +51,26 @@ def load_network(path: Path, *, activation: str | None = None) -> PlainNet:
     if path.suffix in (".pt", ".pth"):
         return read_state_dict(path, activation)
     raise UserError(f"{path} is not {KINDS}")
+
+
+def is_pid(path: Path) -> bool:
+    """Whether a path is the file of a PID controller."""
+    return path.suffix in (".yaml", ".yml")
+
+
+def pid_of(path: Path, env: Env) -> PidPolicy:
+    """The PID controller in a file, with limits and sampling time of an environment; see `load_pid`.
+
+    Raises:
+        UserError: see `load_pid`; or the environment does not say how long its step is.
+    """
+    inner, space = env.unwrapped, env.action_space
+    dt = getattr(getattr(inner, "plant", inner), "dt", None)
+    if dt is None:
+        raise UserError(f"{path}: {type(inner).__name__} does not say how long a step is, which a PID controller needs")
+    assert isinstance(space, gymnasium.spaces.Box) and env.observation_space.shape
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    return load_pid(path, low=low, high=high, observations=env.observation_space.shape[0], dt=float(dt))
 
 
 def is_model_run(path: Path) -> bool:

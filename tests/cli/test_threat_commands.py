@@ -1,12 +1,16 @@
 """Threats on every channel from the command line: one table for all kinds of policies, bad input in one sentence."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lipctrl.cli.cells import Victim
+from lipctrl.cli.contenders import contender_named
+from lipctrl.cli.experts import make_env
 from lipctrl.nn.plain import PlainNet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -49,6 +53,34 @@ def test_parameters_and_delays_in_one_table(tmp_path: Path, run: Run) -> None:
     assert rows["constant-search", 5.0]["loop_failures"] >= 1
 
 
+def test_a_pid_controller_beside_the_others(tmp_path: Path, run: Run) -> None:
+    """A proportional controller is a network with one layer; an integral makes it another policy."""
+    PlainNet(({0: -np.array([[0.5, 1.4]])},), (np.zeros(1),), ()).save(tmp_path / "net.npz")
+    file, arguments = (
+        tmp_path / "pid.yaml",
+        ["--episodes", 1, "--fresh", 0, "--parts", 0, "--ladder"],
+    )
+    file.write_text("kp: [[0.5, 1.4]]\nsetpoint: [0, 0]\n")
+    attacks = ["--radii", 0, 0.1, "--attacks", "none", "vertex", "--threat", "action:linf:raw"]
+    status, *_ = run("evaluate", file, tmp_path / "net.npz", *arguments, *attacks, "--out", tmp_path / "r")
+    assert status == 0 and run("replay", tmp_path / "r")[0] == 0
+    (section,) = json.loads((tmp_path / "r" / "report.json").read_text())["sections"]
+    rows = {(row["policy"], row["attack"], row["radius"]): row["mean"] for row in section["table"]}
+    for attack, radius in (("none", 0.0), ("vertex", 0.1)):
+        own, net = (rows[str(path), attack, radius] for path in (file, tmp_path / "net.npz"))
+        assert own == pytest.approx(net, rel=1e-9)
+    file.write_text("kp: [[0.5, 1.4]]\nki: [[0.1, 0]]\nsetpoint: [0, 0]\n")
+    assert run("evaluate", "--resume", tmp_path / "r")[0] == 0  # the file was changed: it is run again
+    (section,) = json.loads((tmp_path / "r" / "report.json").read_text())["sections"]
+    again = {(row["policy"], row["attack"], row["radius"]): row["mean"] for row in section["table"]}
+    assert again[str(file), "none", 0.0] != rows[str(file), "none", 0.0]
+    one = contender_named(str(file), make_env(DI), None, 10)
+    victim = pickle.loads(pickle.dumps(Victim.of(one)))  # another process gets the controller itself, not its file
+    assert victim.contender(DI, 10).policy.sha256() == Victim.of(one).pid.sha256()  # type: ignore[union-attr]
+    code, _, err = run("certify", file)
+    assert code == 2 and "is no network" in err
+
+
 def test_compare_takes_the_same_threats(tmp_path: Path, run: Run) -> None:
     PlainNet(({0: -np.array([[0.5, 1.4]])},), (np.zeros(1),), ()).save(tmp_path / "net.npz")
     arguments = ["--threat", "disturbance:l2:raw", "--attack", "constant-search", "--search", 6, "--radius", 0.05]
@@ -65,6 +97,7 @@ def test_compare_takes_the_same_threats(tmp_path: Path, run: Run) -> None:
     [
         (["--threat", "action:linf"], "needs units"),
         (["--threat", "gain"], "MuJoCo"),
+        (["pid.yaml"], "no settings file"),
         (["--threat", "wheel:l2:raw"], "unknown channel"),
         (["--threat", "warm_start:l2:raw", "--attacks", "vertex"], "needs MPC"),
         (["--threat", "action:l2:raw", "--attacks", "mad"], "works on the observation"),
