@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum        # hours; finished cells are not run again
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py double          # survival bias and absorbing states
+    OMP_NUM_THREADS=1 python benchmarks/gail_study.py hopper          # needs the expert of `published.py hopper-ladder`
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum-none-1 # a single cell by name
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum-bc pendulum-sqil pendulum-ls-iq few-bc few-sqil few-ls-iq
     python benchmarks/gail_study.py table                             # what the finished evaluations say
@@ -43,7 +44,7 @@ from lipctrl.files import write_text
 
 FOLDER = Path(__file__).parent / "results" / "gail"
 FIGURE = Path(__file__).parent.parent / "docs" / "algorithms" / "gail-pendulum.svg"
-SEEDS, ROUND = (0, 1, 2, 3, 4, 5), 20
+ROUND = 20  # environment steps, and updates, at a time
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Cell:
     every: int = 2_500
     discount: float = 0.99
     method: Literal["gail", "sqil", "ls-iq", "bc"] = "gail"
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
 
 
 NONE = RewardSettings(regulariser="none")
@@ -104,6 +106,18 @@ CELLS = (
         for form in ("softplus", "log-d")
         for absorbing in (False, True)
     }
+    | {
+        f"hopper-{name}-1": Cell(
+            REGULARISERS[name],
+            env="Hopper-v5",
+            expert="runs/hopper-ladder/ppo/policy.npz",
+            imitation=FALLING,
+            steps=100_000,
+            every=10_000,
+            seeds=(0, 1, 2),
+        )
+        for name in ("none", "one-sided", "certified")
+    }
 )
 
 
@@ -134,7 +148,7 @@ def agents_of(cell: Cell) -> list[GAIL]:
             gradient_steps=ROUND,
             policy_kwargs={"net_arch": [64, 64]},
         )
-        for seed in SEEDS
+        for seed in cell.seeds
     ]
 
 
@@ -144,7 +158,7 @@ def run(name: str) -> None:
     if cell.method == "bc":
         clone(path, cell)
     elif cell.method != "gail":
-        environments = [gymnasium.make(cell.env) for _ in SEEDS]
+        environments = [gymnasium.make(cell.env) for _ in cell.seeds]
         train(path, cell, build(baseline(cell), environments, demonstrations_of(cell)))
     else:
         train(path, cell, agents_of(cell))
@@ -157,7 +171,7 @@ def baseline(cell: Cell) -> ImitationSettings:
         env=cell.env,
         timesteps=cell.steps,
         log_interval=cell.every,
-        seeds=len(SEEDS),
+        seeds=len(cell.seeds),
         discount=cell.discount,
         train_every=ROUND,
         imitation=cell.imitation,
@@ -171,13 +185,13 @@ def clone(path: Path, cell: Cell) -> None:
     start = time.perf_counter()
     policies = [
         learned(prepare(cloning(baseline(cell), seed), pairs(demos, cell.imitation.subsample, seed=seed)), cell)
-        for seed in SEEDS
+        for seed in cell.seeds
     ]
     result["seconds"] = {"updates": time.perf_counter() - start}
     for of_seeds in zip(*policies, strict=True):
         test.reset(seed=TEST_SEED)
         result["returns"].append(evaluated(of_seeds, test))
-    result |= {"steps": list(range(cell.every, cell.steps + 1, cell.every)), "history": [[] for _ in SEEDS]}
+    result |= {"steps": list(range(cell.every, cell.steps + 1, cell.every)), "history": [[] for _ in cell.seeds]}
     write(path, result | {"finished": True})
     print(path.stem, cell.steps, np.round(result["returns"][-1], 1), flush=True)
 
@@ -195,7 +209,10 @@ def learned(agent: BC, cell: Cell) -> list[BCPolicy]:
     return found
 
 
-ROWS = {f"gail-{prefix}": partial(run_group, prefix, CELLS, FOLDER, run) for prefix in ("pendulum", "few", "double")}
+ROWS = {
+    f"gail-{prefix}": partial(run_group, prefix, CELLS, FOLDER, run)
+    for prefix in ("pendulum", "few", "double", "hopper")
+}
 
 
 def table() -> None:
@@ -244,7 +261,7 @@ def expert_return() -> float:
     """Of the demonstrator, from the start states of all seeds' evaluations."""
     test = Monitor(gymnasium.make("Pendulum-v1"))
     test.reset(seed=TEST_SEED)
-    return float(evaluate_policy(named_expert("swing-up", test)[0], test, EPISODES * len(SEEDS))[0])  # type: ignore[arg-type]
+    return float(evaluate_policy(named_expert("swing-up", test)[0], test, EPISODES * len(Cell().seeds))[0])  # type: ignore[arg-type]
 
 
 def main() -> None:
