@@ -7,6 +7,7 @@ share: every failure adds one.
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,8 +147,8 @@ def agent_pairs(agent: "GAIL", count: int, draws: torch.Generator) -> Tensor:
     """Inputs (count, d) of random pairs of the replay buffer; every failure adds one pair, the absorbing state."""
     memory, stored = agent.replay_buffer, agent.stored()
     assert memory is not None
-    ended = memory.dones[:stored, 0] * (1 - memory.timeouts[:stored, 0])
-    failures = float(ended.sum()) if agent.reward.absorbing else 0.0
+    ended = memory.dones[:stored, 0] > memory.timeouts[:stored, 0]  # a count kept beside would save 0.1 ms per million
+    failures = float(np.count_nonzero(ended)) if agent.reward.absorbing else 0.0
 
     def pairs(rows: Tensor) -> Tensor:
         return _inputs(agent, rows, *_states_actions(agent, rows))

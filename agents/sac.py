@@ -17,6 +17,7 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import ContinuousCritic
@@ -68,8 +69,8 @@ class SAC(stable_baselines3.SAC):
         seconds: wall time by phase.
 
     Raises:
-        UserError: image observations, use_sde, several steps per target, other optimisers than Adam, or a spectral
-            bound on critics that are no plain networks.
+        UserError: spaces that are no boxes of one axis, actions without limits, use_sde, several steps per target,
+            other optimisers than Adam, or a spectral bound on critics that are no plain networks.
     """
 
     learner: Learner
@@ -90,15 +91,15 @@ class SAC(stable_baselines3.SAC):
         self.seconds = {phase: 0.0 for phase in PHASES}
         self._deviation: Tensor | None = None
         self._measured = 0
+        if env is not None:
+            env = maybe_make_env(env, 0)
+            check_boxes(type(self).__name__, env)  # before Stable-Baselines3, which asserts
         super().__init__(policy, env, **others)
 
     def _setup_model(self) -> None:
         if self.use_sde or self.n_steps != 1:
             raise UserError("SAC with smooth critics supports neither use_sde nor targets over several steps")
         super()._setup_model()
-        shape = self.observation_space.shape
-        if not isinstance(self.observation_space, spaces.Box) or shape is None or len(shape) != 1:
-            raise UserError(f"SAC with smooth critics needs observations in a box of one axis, found {shape}")
         if self.policy.optimizer_class is not torch.optim.Adam or self.policy.optimizer_kwargs:
             raise UserError("SAC with smooth critics trains with Adam and its defaults")
         if self.smoothness.layer_norm:
@@ -295,6 +296,19 @@ class SAC(stable_baselines3.SAC):
         self.logger.record("train/critic_loss", critic_loss)
         self.logger.record("train/actor_loss", actor_loss)
         self.logger.record("train/ent_coef", temperature)
+
+
+def check_boxes(name: str, env: Any) -> None:
+    """That an agent can be trained in an environment.
+
+    Raises:
+        UserError: observations or actions in no box of one axis, or actions without limits.
+    """
+    for what, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise UserError(f"{name} needs {what} in a box of one axis, found {space}")
+    if not np.isfinite([env.action_space.low, env.action_space.high]).all():
+        raise UserError(f"{name} needs actions with finite limits, found {env.action_space}")
 
 
 def with_layer_norm(critic: ContinuousCritic) -> None:

@@ -20,7 +20,9 @@ from lipctrl.agents.gail_batches import OWN, agent_pairs, expert_pairs, windows
 from lipctrl.agents.gail_learner import GailLearner
 from lipctrl.agents.monitor import Monitor
 from lipctrl.agents.pessimism import PessimismSettings
+from lipctrl.agents.sac import SAC
 from lipctrl.agents.sac_learner import train_together
+from lipctrl.agents.sqil import SQIL
 from lipctrl.agents.td3 import Td3Settings
 from lipctrl.agents.together import learn_together
 from lipctrl.certify.reward import proved_slopes
@@ -509,6 +511,26 @@ def test_what_cannot_be_imitated() -> None:
         from stable_baselines3.common.env_util import make_vec_env
 
         GAIL("MlpPolicy", make_vec_env("Pendulum-v1", 2), demonstrations=demonstrations())
+
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+
+
+@pytest.mark.parametrize("kind", [GAIL, SAC, SQIL])
+@pytest.mark.parametrize(
+    ("observations", "actions", "words"),
+    [
+        (spaces.Dict({"a": BOX}), BOX, "needs observations in a box of one axis, found Dict"),
+        (spaces.Box(0, 255, (3, 8, 8), np.uint8), BOX, "needs observations in a box of one axis, found Box"),
+        (BOX, spaces.Discrete(3), "needs actions in a box of one axis, found Discrete"),
+        (BOX, spaces.Box(-np.inf, 1, (2,), np.float32), "needs actions with finite limits, found Box"),
+    ],
+)
+def test_other_spaces_are_refused_in_one_sentence(kind: Any, observations: Any, actions: Any, words: str) -> None:
+    env = Ends()
+    env.observation_space, env.action_space = observations, actions
+    with pytest.raises(UserError, match=f"{kind.__name__} {words}"):
+        kind("MlpPolicy", env)
 
 
 @pytest.mark.slow
