@@ -182,6 +182,7 @@ class Runner:
             at the same time, so that results do not depend on the workers; None: no limit.
         spent: environment steps of the cells so far, those found in the store included.
         finished: every cell that has run, also where an error or an interrupt came in between.
+        left: labels of the runs that the budget did not allow, or not whole.
     """
 
     store: Store = field(default_factory=lambda: Store(None))
@@ -190,6 +191,7 @@ class Runner:
     budget: int | None = None
     spent: int = 0
     finished: list[tuple[Cell, Rollouts]] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
     def run(self, cells: Sequence[Cell], label: str) -> list[Rollouts | None]:
         """The results of the cells, in their order; None for those that the budget did not allow.
@@ -204,6 +206,8 @@ class Runner:
             self.finished += _present(cells, found)
             raise
         self.finished += _present(cells[:allowed], found[:allowed])
+        if allowed < len(cells):
+            self.left.append(label)
         return found[:allowed] + [None] * (len(cells) - allowed)
 
     def _run(self, cells: Sequence[Cell], found: list[Rollouts | None], label: str) -> int:

@@ -40,7 +40,7 @@ def evaluate(
         return partial_section(plan, contenders, runner.finished, reason, facts)
     results = collected(plan, contenders, runner.finished)
     table = [row for contender in contenders for row in table_rows(plan, contender, results)]
-    pairs, whole = _fresh(plan, runner, contenders, table) if plan.fresh else ({}, True)
+    pairs = _fresh(plan, runner, contenders, table) if plan.fresh else {}
     extras = extras_of(plan, runner, contenders, results, table, pairs, animate=animate)
     fresh = [
         row
@@ -49,17 +49,17 @@ def evaluate(
         for row in rows(one.name, h.attack, pairs[one.name], proved(plan, one, pairs[one.name].radii.tolist()))
     ]
     section = assemble(plan, contenders, results, table, fresh, extras, expert=expert, facts=facts)
-    return section if whole else replace(section, partial="the budget was spent before the new seeds were run")
+    if not runner.left:
+        return section
+    rest = ", ".join(label.removeprefix(f"{plan.env_id}, ") for label in runner.left)
+    return replace(section, partial=f"the budget was spent before all was run of: {rest}")
 
 
-def _fresh(
-    plan: Plan, runner: Runner, contenders: Sequence[Contender], table: Sequence[Row]
-) -> tuple[dict[str, Rollouts], bool]:
-    """The nominal loop and the worst attack of every contender, on seeds that had no part in choosing it; and whether
-    the budget allowed all of them."""
+def _fresh(plan: Plan, runner: Runner, contenders: Sequence[Contender], table: Sequence[Row]) -> dict[str, Rollouts]:
+    """The nominal loop and the worst attack of every contender that the budget allows, on seeds that had no part in
+    choosing it."""
     found = runner.run([_fresh_cell(plan, one, table) for one in contenders], f"{plan.env_id}, new seeds")
-    pairs = {one.name: result for one, result in zip(contenders, found, strict=True) if result is not None}
-    return pairs, None not in found
+    return {one.name: result for one, result in zip(contenders, found, strict=True) if result is not None}
 
 
 def _fresh_cell(plan: Plan, one: Contender, table: Sequence[Row]) -> Cell:

@@ -15,9 +15,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lipctrl.attacks.blind import RandomVertex
-from lipctrl.cli import cells, evaluate, fits
+from lipctrl.cli import cells, evaluate, extras, fits
 from lipctrl.cli.main import main
 from lipctrl.evaluation import engine
 from lipctrl.evaluation.tiers import TIERS
@@ -34,11 +36,20 @@ ROOT = Path(__file__).resolve().parents[2]
 def no_process_is_left() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "git_state", lambda: None)  # a commit while the tests run would be in the reports
+        patch.setattr(Figure, "savefig", what_is_drawn)  # half of the time of an evaluation of this size is drawing
+        patch.setattr(extras, "film", lambda recording, threat: "")
         yield
     for pool, stop in engine._pools.values():
         stop.set()
         pool.shutdown()
     engine._pools.clear()
+
+
+def what_is_drawn(figure: Figure, file: Any, **_: Any) -> None:
+    """Instead of an SVG: the numbers in it, which say as well whether two reports show the same."""
+    lines = [[line.get_xydata().tolist() for line in axes.lines] for axes in figure.axes]
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    file.write(f"<svg>{lines}{texts}</svg>")
 
 
 def linear() -> PlainNet:
@@ -82,7 +93,7 @@ def test_a_budget_ends_at_the_same_cell_and_is_resumed(
     """Cells have 200 steps: the fourth begins with 600 spent, the fifth does not begin."""
     (folder, arguments), whole = case, pages(case[0] / "whole")
     found = []
-    for workers in (1, 2):
+    for workers in (1, 8):  # whose processes are there already
         out = tmp_path / f"budget{workers}"
         code, text, _ = run(*arguments, "--budget", 700, "--workers", workers, "--out", out)
         assert code == 0 and "partial: 4 of 10 combinations" in text and "--resume" in text
@@ -119,10 +130,28 @@ def test_a_budget_that_ends_before_the_new_seeds(case: Case, tmp_path: Path, run
     steps = sum(row["episodes"] * row["length"] for row in section(folder / "whole")["table"])
     searched = sum(row["loop_steps"] for row in section(folder / "whole")["table"]) / 2  # stands in both radii
     code, text, _ = run(*arguments, "--budget", int(steps + searched), "--out", tmp_path / "b")
-    assert code == 0 and "before the new seeds" in text
+    assert code == 0 and "before all was run of: new seeds" in " ".join(text.split())
     assert len(section(tmp_path / "b")["table"]) == 10 and not section(tmp_path / "b")["fresh"]
     code, _, err = run(*arguments, "--budget", 300, "--require", "worst>=-1e9", "--out", tmp_path / "c")
     assert code == 3 and "not shown by a partial result" in err
+
+
+def test_a_budget_that_ends_in_the_ladder_or_the_map(tmp_path: Path, run: Run) -> None:
+    """100 steps per cell: three cells in the table, two with less effort, two components and two parts."""
+    linear().save(tmp_path / "net.npz")
+    arguments = ["evaluate", tmp_path / "net.npz", "--radii", 0, 0.1, "--episodes", 1, "--fresh", 0, "--attacks"]
+    arguments += ["none", "mad", "--ladder", 0, 0.5, "--parts", 2, "--out"]
+    for budget, rungs, rest in ((400, 2, "less effort, mad confined"), (800, 3, "mad confined")):
+        assert run(*arguments, tmp_path / str(budget), "--budget", budget)[0] == 0
+        found = section(tmp_path / str(budget))
+        assert found["partial"] == f"the budget was spent before all was run of: {rest}"
+        assert len(found["ladder"]) == rungs and not found["components"]
+        assert status(tmp_path / str(budget)) == "partial"
+    assert run("evaluate", "--resume", tmp_path / "800")[0] == 0
+    found = section(tmp_path / "800")
+    assert not found["partial"] and len(found["components"]) == 2 and status(tmp_path / "800") == "finished"
+    # the note's 7.5.10: the parts of the episode include both ends
+    assert [part["name"] for part in found["times"]] == ["steps 0 to 49", "steps 50 to 99"]
 
 
 def test_an_interrupt_keeps_what_is_finished(
