@@ -68,6 +68,21 @@ class PlainPolicy:
         return self.net(observation), state
 
 
+@dataclass(frozen=True)
+class Playback:
+    """Recorded actions (T, m) as a policy: the hidden state counts the steps; after the last one it repeats."""
+
+    actions: Array
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[Array, int]:
+        """See `Policy.predict`."""
+        step = 0 if state is None else state
+        action = self.actions[min(step, len(self.actions) - 1)]
+        return np.tile(action, (len(observation), 1)), step + 1
+
+
 def linear_policy(gain: Array, low: Array, high: Array) -> PlainPolicy:
     """u = clip(-K x, low, high): an LQR gain as a network without hidden layers.
 

@@ -19,7 +19,7 @@ from lipctrl.attacks.recorded import Recorded
 from lipctrl.attacks.threat import Threat, Words
 from lipctrl.evaluation.rollout import Loops, Rollouts, Trace
 from lipctrl.files import UserError, write_atomically
-from lipctrl.policy import Policy
+from lipctrl.policy import Playback, Policy
 
 Array = NDArray[np.float64]
 FORMAT = "lipctrl-recording-1"
@@ -96,7 +96,11 @@ class Recording:
         return float(found.returns[0, self.facts.episode])
 
     def against(self, loops: Loops, threat: Threat, policy: Policy) -> tuple[float, Trace]:
-        """Return and trace of a policy, this one or another, that meets the recorded disturbances and start state."""
+        """Return and trace of a policy, this one or another, that meets the recorded disturbances and start state.
+
+        Raises:
+            UserError: see `Loops.run`.
+        """
         found = self._run(loops, threat, policy)
         return float(found.returns[0, self.facts.episode]), found.traces[0]
 
@@ -104,21 +108,6 @@ class Recording:
         attack, facts = Recorded(self.disturbances), self.facts
         radii, episodes = (facts.radius,), facts.episode + 1  # start states are numbered from 0
         return loops.run(policy, attack, threat, radii, episodes=episodes, seed=facts.seed, shown=facts.episode)
-
-
-@dataclass(frozen=True)
-class Playback:
-    """Recorded actions (T, m) as a policy: the hidden state counts the steps; after the last one it repeats."""
-
-    actions: Array
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
-    ) -> tuple[Array, int]:
-        """See `Policy.predict`."""
-        step = 0 if state is None else state
-        action = self.actions[min(step, len(self.actions) - 1)]
-        return np.tile(action, (len(observation), 1)), step + 1
 
 
 def line_of(words: Words) -> str:

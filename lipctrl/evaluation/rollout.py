@@ -16,7 +16,7 @@ from lipctrl.disturb.wrapper import DisturbanceWrapper
 from lipctrl.evaluation.measures import Measures
 from lipctrl.evaluation.stepping import OneByOne, Stepper
 from lipctrl.files import UserError
-from lipctrl.policy import Policy, SolvingPolicy
+from lipctrl.policy import Playback, Policy, SolvingPolicy
 from lipctrl.seeding import generator, seed_of
 
 Array = NDArray[np.float64]
@@ -128,8 +128,11 @@ class Loops:
 
         Raises:
             UserError: the policy answers with something that is not finite, of the wrong shape or outside the action
-                space, the environment diverges, or the channel cannot take a disturbance of this size.
+                space, the environment diverges, or the channel cannot take a disturbance of this size or does not touch
+                the policy.
         """
+        if threat.warm and max(radii) > 0 and not isinstance(policy, (SolvingPolicy, Playback)):
+            raise UserError("the channel warm_start needs MPC: this policy solves no problem that could start warm")
         rows, ball = len(radii) * episodes, threat.ball(np.repeat(np.asarray(radii, dtype=np.float64), episodes))
         batch = _Batch(
             self._stepper(rows, threat), self.envs[0], policy, attack, threat, ball, episodes, self.limit, seed
