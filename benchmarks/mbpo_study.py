@@ -63,7 +63,12 @@ HOPPER = Cell(
 SMALL = RolloutSettings(rows=10_000, epoch=250)
 PENDULUM = Cell("InvertedPendulum-v5", 4_000, 500, 10, -0.05, 500, rollouts=SMALL)
 PERTURBED = replace(PENDULUM, steps=3_000, every=1_000, hidden=(32, 32), batch=64, dynamics=replace(SINGLE, cap=250))
-DOUBLE = Cell("InvertedDoublePendulum-v5", 20_000, 1_000, 10, -0.5, 500, rollouts=SMALL, enough=9_000.0)
+# With ordinary critics and 5 % real transitions seeds learn to balance and forget it again (four of five never did so
+# within 9,000 steps).
+DOUBLE = Cell(
+    "InvertedDoublePendulum-v5", 20_000, 1_000, 10, -0.5, 500, rollouts=replace(SMALL, real_share=0.5), enough=9_000.0,
+    smoothness=Smoothness(layer_norm=True),
+)  # fmt: skip
 CELLS = {
     "hopper-single": HOPPER,
     "hopper-fgsm": replace(HOPPER, smoothness=FGSM),
