@@ -101,7 +101,7 @@ CELLS = (
             env="InvertedDoublePendulum-v5",
             expert="lqr",
             imitation=FALLING,
-            every=5_000,
+            steps=15_000,
         )
         for form in ("softplus", "log-d")
         for absorbing in (False, True)
