@@ -70,6 +70,7 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         render_mode: str | None,
         failure_cost: float = 0.0,
         margin: Callable[[Any], Any] | None = None,
+        margin_scale: float = 1.0,
         observed: Signal | None = None,
         observe: Callable[[Array], Array] = np.copy,
         state_of: Callable[[Array], Array] = np.copy,
@@ -85,6 +86,7 @@ class PlantEnv(gymnasium.Env[Array, Array]):
             render_mode: "rgb_array" for pictures from `render`, or None.
             failure_cost: cost of failing, charged once.
             margin: function of the state, negative in collision, for numbers and CasADi expressions.
+            margin_scale: size of the margin, in which a violation is counted.
             observed, observe, state_of: names and limits of the observation, the function from state to observation,
                 and its inverse; by default the observation is the state.
             advance: function (x, u, w) -> next state, if not the plant's own update.
@@ -93,6 +95,7 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         self.Q: Array | None = stage_cost.Q if isinstance(stage_cost, Quadratic) else None
         self.R: Array | None = stage_cost.R if isinstance(stage_cost, Quadratic) else None
         self.margin, self.observe, self.state_of = margin, observe, state_of
+        self._margin_scale = margin_scale
         if render_mode not in (None, "rgb_array"):
             raise UserError(f"render_mode must be 'rgb_array' or None, found {render_mode!r}")
         self.render_mode, self._start, self._scene = render_mode, start, scene
@@ -115,8 +118,10 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         """From now on step the plant with its constants times factors (k,). `plant`, which controllers know, stays.
 
         Raises:
-            UserError: see `Plant.varied`.
+            UserError: it is not the plant's own update that is stepped; see also `Plant.varied`.
         """
+        if not self._own:
+            raise UserError(f"{type(self).__name__} steps no plant by its equations, whose constants could be changed")
         wanted = np.array(factors, dtype=np.float64)
         if not np.array_equal(wanted, self._factors):
             self._advance = self.plant.step if (wanted == 1).all() else self.plant.varied(wanted).step
@@ -143,7 +148,7 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         Returns:
             Observation, reward, failed, False, and info with "state", "stage_cost" (without failure cost), "failed" and
             "violation": the most by which the state exceeds its limits, in half widths of their range (raw where that
-            is infinite), or by which its margin is negative; 0 where it keeps them.
+            is infinite), or by which its margin is negative, in its scale; 0 where it keeps them.
 
         Raises:
             UserError: an action or disturbance of wrong shape or not finite.
@@ -162,7 +167,7 @@ class PlantEnv(gymnasium.Env[Array, Array]):
     def _violation(self) -> float:
         half = (self._high - self._low) / 2
         beyond = np.maximum(self._low - self.state, self.state - self._high) / np.where(np.isfinite(half), half, 1.0)
-        collision = 0.0 if self.margin is None else -float(self.margin(self.state))
+        collision = 0.0 if self.margin is None else -float(self.margin(self.state)) / self._margin_scale
         return max(0.0, float(beyond.max()), collision)
 
     def render(self) -> Picture | None:

@@ -133,6 +133,7 @@ class RobotEnv(PlantEnv):
             start=uniform_start((-2.5, -1.0, -np.pi), (-1.5, 1.0, np.pi)),
             failure_cost=1000.0,
             margin=obstacle_margin,
+            margin_scale=OBSTACLE_RADIUS**2,
             observed=Signal(names, (-ARENA, -ARENA, -1.0, -1.0), (ARENA, ARENA, 1.0, 1.0)),
             observe=observe,
             state_of=state_of,

@@ -160,6 +160,15 @@ def test_one_constant_by_name_and_what_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=word):
             Threat.parse(line, np.ones(4), ("a",) * 4, gymnasium.make(env))
+    simulated = make("CartPoleMujoco")
+    start, after = points(simulated, 1)[0], []
+    for value in (2.0, 1.0):
+        with pytest.raises(UserError, match="CartPoleMujocoEnv steps no plant by its equations"):
+            simulated.vary(np.full(4, value))
+        simulated.reset(options={"state": start[0]})
+        after.append(simulated.step(start[1])[4]["state"])
+    expected = mujoco_advance(mujoco_model())(start[0], start[1], np.zeros(1))
+    assert all(np.array_equal(x, expected) for x in after)
     with pytest.raises(UserError, match="4 constants"):
         cart_pole_plant().varied([1.0])
     with pytest.raises(UserError, match="positive"):

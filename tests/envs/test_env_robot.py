@@ -66,3 +66,13 @@ def test_observation_and_its_inverse() -> None:
     x = np.array([1.0, 2.0, 2.5])
     np.testing.assert_allclose(robot.observe(x), [1.0, 2.0, np.cos(2.5), np.sin(2.5)], rtol=1e-15)
     np.testing.assert_allclose(robot.state_of(robot.observe(x)), x, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("state", "violation"), [((-1.2, 0.0), 0.75), ((-1.0, 0.0), 1.0), ((-0.5, 0.0), 0.0)])
+def test_a_collision_is_counted_in_the_squared_radius_of_the_obstacle(
+    state: tuple[float, float], violation: float
+) -> None:
+    env = gymnasium.make("lipctrl/Robot-v0")
+    env.reset(options={"state": np.array([*state, 0.0])})
+    _, _, failed, _, info = env.step(np.zeros(2))
+    assert info["violation"] == pytest.approx(violation, abs=1e-12) and failed == (violation > 0)
