@@ -208,7 +208,7 @@ def facts_of(settings: AttackFitSettings, victim: Contender, threat: Threat) -> 
     """What the file says of its making."""
     return {
         "policy": victim.name,
-        "policy sha256": None if victim.net is None else victim.net.sha256(),
+        "policy sha256": victim.sha256,
         "env": settings.env,
         "threat": settings.threat,
         "deviation": list(threat.deviation or ()),

@@ -102,7 +102,7 @@ def _episode(plan: Plan, loops: Loops, one: Contender, results: Results, animate
         line_of(plan.threat.words),
         float(found.radii[r]),
         one.word,
-        "" if one.net is None else one.net.sha256(),
+        one.sha256 or "",
         plan.horizon,
         attack,
         plan.seed,

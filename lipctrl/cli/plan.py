@@ -6,6 +6,7 @@ from pathlib import Path
 from lipctrl.attacks.threat import Threat
 from lipctrl.certify.bracket import Bracket
 from lipctrl.nn.plain import PlainNet
+from lipctrl.pid import PidPolicy
 from lipctrl.policy import PlainPolicy, Policy
 
 
@@ -25,6 +26,12 @@ class Contender:
     def net(self) -> PlainNet | None:
         """Its network, if it is one."""
         return self.policy.net if isinstance(self.policy, PlainPolicy) else None
+
+    @property
+    def sha256(self) -> str | None:
+        """Hash of its numbers, of a network or a PID controller; None of what is built from a word."""
+        itself = self.policy if isinstance(self.policy, PidPolicy) else self.net
+        return None if itself is None else itself.sha256()
 
     @property
     def word(self) -> str:

@@ -89,8 +89,8 @@ def replay(path: Path, word: str | None) -> None:
             raise
         print(f"  the policy itself was not asked again: {error}")
         return
-    if word is None and facts.weights and contender.net is not None and contender.net.sha256() != facts.weights:
-        print(f"  {name} has other weights today than when the episode was recorded")
+    if word is None and facts.weights and contender.sha256 != facts.weights:
+        print(f"  {name} has other weights or gains today than when the episode was recorded")
     result, trace = recording.against(loops, threat, contender.policy)
     steps = min(len(trace.actions), len(recording.actions))
     apart = float(np.abs(trace.actions[:steps] - recording.actions[:steps]).max())

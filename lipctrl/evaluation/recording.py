@@ -32,8 +32,9 @@ class Facts:
 
     Attributes:
         env: gymnasium id. threat: its line, see `line_of`. radius: of the attack.
-        policy: its name on the command line. weights: hash of its network, or "". horizon: steps that MPC looks ahead.
-        attack: name. seed, episode: of the start state, see `Loops.run`. result: the return. length: steps.
+        policy: its name on the command line. weights: hash of its network or PID controller, or "".
+        horizon: steps that MPC looks ahead. attack: its name.
+        seed, episode: of the start state, see `Loops.run`. result: the return. length: steps.
         failed: whether it ended before the time limit.
     """
 

@@ -10,7 +10,12 @@ import pytest
 
 from lipctrl.attacks.critic import StateValue
 from lipctrl.attacks.fitted import FittedAttack
+from lipctrl.attacks.threat import Threat
+from lipctrl.cli.attack_fit import AttackFitSettings, facts_of
+from lipctrl.cli.contenders import contender_named
+from lipctrl.cli.experts import make_env
 from lipctrl.cli.fitted import critic_attack
+from lipctrl.cli.loading import pid_of
 from lipctrl.nn.plain import PlainNet
 
 Run = Callable[..., tuple[int, str, str]]
@@ -137,3 +142,13 @@ def test_refusals(tmp_path: Path, run: Run) -> None:
     ):
         assert run(*arguments)[0] == 2, arguments
     assert list(tmp_path.iterdir()) == [net]
+
+
+def test_a_pid_controller_is_known_by_its_gains(tmp_path: Path) -> None:
+    file, env, found = tmp_path / "pid.yaml", make_env("lipctrl/DoubleIntegrator-v0"), []
+    for ki in (0.0, 0.1):
+        file.write_text(f"kp: [[0.5, 1.4]]\nki: [[{ki}, 0]]\nsetpoint: [0, 0]\n")
+        one = contender_named(str(file), env, None, 10)
+        found.append(facts_of(AttackFitSettings(), one, Threat.parse("observation:linf:raw", np.ones(2), ("a", "b"))))
+        assert found[-1]["policy sha256"] == pid_of(file, env).sha256()
+    assert found[0]["policy sha256"] != found[1]["policy sha256"]

@@ -63,13 +63,17 @@ def test_a_pid_controller_beside_the_others(tmp_path: Path, run: Run) -> None:
     file.write_text("kp: [[0.5, 1.4]]\nsetpoint: [0, 0]\n")
     attacks = ["--radii", 0, 0.1, "--attacks", "none", "vertex", "--threat", "action:linf:raw"]
     status, *_ = run("evaluate", file, tmp_path / "net.npz", *arguments, *attacks, "--out", tmp_path / "r")
-    assert status == 0 and run("replay", tmp_path / "r")[0] == 0
+    assert status == 0
+    status, text, _ = run("replay", tmp_path / "r")
+    assert status == 0 and "today" not in text
     (section,) = json.loads((tmp_path / "r" / "report.json").read_text())["sections"]
     rows = {(row["policy"], row["attack"], row["radius"]): row["mean"] for row in section["table"]}
     for attack, radius in (("none", 0.0), ("vertex", 0.1)):
         own, net = (rows[str(path), attack, radius] for path in (file, tmp_path / "net.npz"))
         assert own == pytest.approx(net, rel=1e-9)
     file.write_text("kp: [[0.5, 1.4]]\nki: [[0.1, 0]]\nsetpoint: [0, 0]\n")
+    status, text, _ = run("replay", tmp_path / "r" / "episode-0-0.npz")
+    assert status == 0 and "other weights or gains today" in text
     assert run("evaluate", "--resume", tmp_path / "r")[0] == 0  # the file was changed: it is run again
     (section,) = json.loads((tmp_path / "r" / "report.json").read_text())["sections"]
     again = {(row["policy"], row["attack"], row["radius"]): row["mean"] for row in section["table"]}
