@@ -38,8 +38,8 @@ class PidPolicy:
     """See the module.
 
     Attributes:
-        kp, ki, kd: gains (m, n), outputs x observations, per second where time counts. setpoint: (n,).
-        low, high: limits of the output (m,). dt: sampling time.
+        kp, ki, kd: gains (m, n), outputs x observations, ki per unit of the environment's time (seconds; hours for the
+            reactor), kd times it. setpoint: (n,). low, high: limits of the output (m,). dt: sampling time.
 
     Raises:
         UserError: shapes do not match, a number is not finite, a limit is not below the other, or dt is not positive.
