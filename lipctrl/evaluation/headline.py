@@ -29,7 +29,7 @@ class Headline:
         cvar: mean of the lowest tenth of returns. failures of episodes, with the exact interval.
         deviation: largest change of the action found at the largest radius, a witness. certified: proved bound of it.
         tracking, roughness: of the worst attack, and in brackets nominal; tracking None without a reference.
-        violated, violated_steps, violation: of the worst attack, fallbacks, iterations: of it and nominal; see `Row`.
+        violation: of the worst attack, fallbacks, iterations: of it and nominal; see `Row`.
         steps, calls: of the environment, and policy evaluations and Jacobians of the attacks, in all.
     """
 
@@ -54,8 +54,6 @@ class Headline:
     roughness: tuple[float, float]
     steps: int
     calls: int
-    violated: float | None
-    violated_steps: float | None
     violation: float | None
     fallbacks: tuple[float, float] | None
     iterations: tuple[float, float] | None
@@ -114,8 +112,6 @@ def headline(policy: str, table: Sequence[Row], pair: Rollouts, fresh: bool, flo
         (float(pair.roughness[-1].mean()), float(pair.roughness[0].mean())),
         spent_steps(own),
         sum(row.evaluations + row.jacobians for row in {row.attack: row for row in own}.values()),
-        under["violated"],
-        under["violated_steps"],
         under["violation"],
         _both(under["fallbacks"], calm["fallbacks"]),
         _both(under["iterations"], calm["iterations"]),

@@ -23,7 +23,7 @@ class Measures:
         self._unit = half if np.isfinite(half).all() and (half > 0).all() else np.ones_like(half)
         self._reference, self._last = reference, np.zeros((rows, *space.shape))
         self._steps, self._change, self._limited, self._square = (np.zeros(rows) for _ in range(4))
-        self.violations, self.excess = np.zeros(rows), np.zeros(rows)
+        self.violation = np.zeros(rows)
         self.fallbacks, self._iterations = np.full(rows, np.nan), np.full(rows, np.nan)
 
     def step(self, observation: Array, actions: Array, running: Flags) -> None:
@@ -39,13 +39,11 @@ class Measures:
         self._last = applied
 
     def reached(self, violation: Array, running: Flags) -> None:
-        """Count where one step of the running rows led: the violation (rows,) of each constraint that the task
-        declares, NaN where it declares none (see `Stepper`).
+        """Count where one step of the running rows led, a violation (rows,) of the task's constraints (see `Stepper`).
 
-        `violations` are the steps with one, `excess` is the largest, (rows,); NaN where nothing is declared.
+        `violation` is the largest of an episode, (rows,); NaN where the task declares no constraint.
         """
-        self.violations[running] += np.where(np.isnan(violation), np.nan, violation > 0)[running]
-        self.excess[running] = np.maximum(self.excess, violation)[running]
+        self.violation[running] = np.maximum(self.violation, violation)[running]
 
     def solved(self, fallbacks: Flags, iterations: Array, running: Flags) -> None:
         """Count the solves of one step: where a fallback acted, and the iterations of the solver, (rows,).

@@ -37,7 +37,7 @@ class Trace:
     episode: int
 
 
-MEASURED = ("roughness", "saturated", "tracking", "violations", "excess", "fallbacks", "iterations")
+MEASURED = ("roughness", "saturated", "tracking", "violation", "fallbacks", "iterations")
 ARRAYS = ("radii", "returns", "lengths", "terminated", "deviation", *MEASURED, "final")
 
 
@@ -48,7 +48,7 @@ class Rollouts:
     Attributes:
         radii: (R,). returns, lengths, terminated, deviation: (R, E); deviation is the largest |pi(s+d) - pi(s)| met,
             0 where the observation is not attacked.
-        roughness, saturated, tracking, violations, excess, fallbacks, iterations: (R, E), see `Measures`.
+        roughness, saturated, tracking, violation, fallbacks, iterations: (R, E), see `Measures`.
         final: observations after the last step, (R, E, n).
         traces: of one episode at every radius, by default the first. worst: of that with the lowest return.
         cost: what the attack spent.
@@ -62,8 +62,7 @@ class Rollouts:
     roughness: Array
     saturated: Array
     tracking: Array
-    violations: Array
-    excess: Array
+    violation: Array
     fallbacks: Array
     iterations: Array
     final: Array

@@ -20,8 +20,7 @@ class Row:
         failures: episodes that ended before the time limit; failure_low, failure_high: 95 % Clopper-Pearson interval.
         roughness, saturated, tracking: means over episodes, see `evaluation.measures.Measures`; tracking is None
             where the task has no reference.
-        violated, violated_steps, violation: shares of episodes and of steps with a violated constraint, and the
-            largest violation, see `Measures.reached`; None where the task declares no constraint.
+        violation: largest violation of a constraint, see `PlantEnv.step`; None where the task declares none.
         fallbacks, iterations: share of steps at which the fallback of an MPC acted for want of a solution, and mean
             iterations of its solver per step; None for policies that solve nothing.
         deviation: largest |pi(s + d) - pi(s)| met, a witness.
@@ -52,8 +51,6 @@ class Row:
     loops: int = 0
     loop_steps: int = 0
     loop_failures: int = 0
-    violated: float | None = None
-    violated_steps: float | None = None
     violation: float | None = None
     fallbacks: float | None = None
     iterations: float | None = None
@@ -104,20 +101,15 @@ def rows(policy: str, attack: str, rollouts: Rollouts, certified: Sequence[float
 
 
 def counts(rollouts: Rollouts, r: int) -> dict[str, float | None]:
-    """Violated constraints and solves at one radius, by their names in `Row`."""
-    steps, violations = int(rollouts.lengths[r].sum()), rollouts.violations[r]
-    found = {
-        "violated": float((violations > 0).mean()),
-        "violated_steps": float(violations.sum() / steps),
-        "violation": float(rollouts.excess[r].max()),
-    }
+    """The largest violation of a constraint, and solves at one radius, by their names in `Row`."""
+    steps, violation = int(rollouts.lengths[r].sum()), float(rollouts.violation[r].max())
     solves = {
         "fallbacks": float(rollouts.fallbacks[r].sum() / steps),
         "iterations": float((rollouts.iterations[r] * rollouts.lengths[r]).sum() / steps),
     }
-    declared, solved = not np.isnan(violations).any(), not np.isnan(rollouts.fallbacks[r]).any()
+    solved = not np.isnan(rollouts.fallbacks[r]).any()
     return {
-        **{name: value if declared else None for name, value in found.items()},
+        "violation": None if np.isnan(violation) else violation,
         **{name: value if solved else None for name, value in solves.items()},
     }
 
