@@ -148,7 +148,8 @@ class Discriminators:
     Attributes:
         leaves: parameters, each with a leading axis of agents. nets: modules of certified networks.
         right: right singular vectors of the hidden matrices under spectral normalisation.
-        maps: of certified networks, as the last step found them: what costs most, and what rewards are computed with.
+        maps: of certified networks, as the last step found them or `refresh` made them: what costs most, and what
+            rewards are computed with.
         count: steps of each agent, (agents,).
     """
 
@@ -189,15 +190,22 @@ class Discriminators:
         return found | {f"reward_right_{k}": v for k, v in enumerate(self.right)} | {"reward_count": self.count}
 
     def alone(self, agent: int) -> "Discriminators":
-        """The discriminator of one agent, which shares the memory of its parameters."""
+        """The discriminator of one agent, which shares the memory of its parameters; its maps are those of now."""
         one = copy.copy(self)
         one.leaves = [leaf[agent : agent + 1] for leaf in self.leaves]
         one.right = [vector[agent : agent + 1] for vector in self.right]
         one.nets = self.nets[agent : agent + 1]
         if self.settings.certified:
             with torch.no_grad():
-                one.maps = self._stacked.maps(one.leaves)
+                one.maps = self._stacked.maps(one.leaves).copy()  # biases would be the parameters themselves
         return one
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Make the maps those of the parameters of now, where these were set otherwise than by a step."""
+        if self.settings.certified:
+            for kept, new in zip(self.maps.tensors(), self._stacked.maps(self.leaves).tensors(), strict=True):
+                kept.copy_(new)
 
     def _hidden(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         return list(leaves[:-2:2])

@@ -59,6 +59,9 @@ class GailLearner(Learner):
     def _adopt(self, agent: SAC) -> None:
         if isinstance(self.stem, Update):
             super()._adopt(agent)
+        self.discriminators.refresh()
+        # what an agent or a checkpoint loads goes into the parameters, behind the back of what is computed from them
+        agent.memory.register_load_state_dict_post_hook(lambda *_: self.discriminators.refresh())
 
     def state(self) -> dict[str, Tensor]:
         """See `Learner`."""

@@ -41,20 +41,28 @@ FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Maps of a loop-free network; `multipliers` prove the bound, in the scale of the master LMI, or None."""
+    """All that a loop-free network computes with.
+
+    Attributes:
+        blocks: of each layer, its map from the input (0) or from a hidden layer (1, 2, ...), each (..., out, in).
+        biases: (..., out) each. reflections: of householder, one per hidden layer, each (..., groups, size).
+        multipliers: prove the bound, in the scale of the master LMI, or None.
+    """
 
     blocks: Sequence[dict[int, Tensor]]
     biases: Sequence[Tensor]
     multipliers: Sequence[Tensor] | None = None
+    reflections: Sequence[Tensor] = ()
 
     def tensors(self) -> list[Tensor]:
-        """The maps and the biases."""
-        return [*(block for row in self.blocks for block in row.values()), *self.biases]
+        """All but the multipliers."""
+        return [*(block for row in self.blocks for block in row.values()), *self.biases, *self.reflections]
 
     def copy(self) -> "Weights":
-        """The maps and the biases in memory of their own."""
+        """All but the multipliers in memory of their own."""
         blocks = [{j: block.clone() for j, block in row.items()} for row in self.blocks]
-        return Weights(blocks, [bias.clone() for bias in self.biases])
+        biases, reflections = ([part.clone() for part in parts] for parts in (self.biases, self.reflections))
+        return Weights(blocks, biases, reflections=reflections)
 
 
 class GraphNet(nn.Module, ABC):
@@ -135,25 +143,33 @@ class GraphNet(nn.Module, ABC):
         return self._kept[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs (batch, m) for inputs (batch, n)."""
+        """Outputs (..., m) for inputs (..., n); see `evaluate`."""
         return self.evaluate(self._current(x.dtype), x)
 
     def evaluate(self, maps: Weights, x: Tensor) -> Tensor:
-        """Outputs (batch, m) of given maps for inputs (batch, n)."""
+        """Outputs of given maps, of this or of another network of the same structure.
+
+        Args:
+            maps: without leading axes, or with those of several networks, (*networks, out, in).
+            x: (..., n) for one network; (*networks, batch, n), the batch needed, for several.
+
+        Returns:
+            (..., m) or (*networks, batch, m).
+        """
         values = [x]
         for k, (row, bias) in enumerate(zip(maps.blocks, maps.biases, strict=True)):
             terms = [values[j] @ block.mT for j, block in row.items()]
             z = sum(terms[1:], terms[0]) + (bias if bias.dim() == 1 else bias[..., None, :])
-            values.append(self._activate(z, k) if k + 1 < len(maps.blocks) else z)
+            values.append(self._activate(z, maps, k) if k + 1 < len(maps.blocks) else z)
         return values[-1]
 
-    def _activate(self, z: Tensor, layer: int) -> Tensor:
+    def _activate(self, z: Tensor, maps: Weights, layer: int) -> Tensor:
         a = self.activation
         if a.is_scalar:
             return FUNCTIONS[a.name](z, a.parameter)
         grouped = z.reshape(*z.shape[:-1], -1, a.group_size)
         if a.name == "householder":
-            v = functional.normalize(self.reflections[layer].to(z.dtype), dim=-1).unsqueeze(-3)
+            v = functional.normalize(maps.reflections[layer].to(z.dtype), dim=-1).unsqueeze(-3)
             return (grouped - 2 * (grouped * v).sum(-1, keepdim=True).clamp(max=0) * v).reshape(z.shape)
         if a.group_size == 2:  # without the cost of sorting
             return torch.stack([grouped.amax(-1), grouped.amin(-1)], -1).reshape(z.shape)
@@ -165,7 +181,7 @@ class GraphNet(nn.Module, ABC):
         maps = self.weights(torch.float64)
         activations = [self.activation] * (len(maps.blocks) - 1)
         if self.activation.name == "householder":
-            vectors = [functional.normalize(v.double(), dim=-1).cpu().numpy() for v in self.reflections]
+            vectors = [functional.normalize(v.double(), dim=-1).cpu().numpy() for v in maps.reflections]
             activations = [Activation("householder", self.activation.parameter, v) for v in vectors]
         return PlainNet(
             tuple({j: block.cpu().numpy() for j, block in row.items()} for row in maps.blocks),

@@ -35,7 +35,8 @@ class _Layerwise(GraphNet):
         if self.activation.is_scalar and min(self.activation.slopes) >= 0:
             # with every map a contraction, Lambda = lip I satisfies the LMI for slopes in [0, 1]
             multipliers = [root[..., 0] ** 2 * torch.ones(m, dtype=dtype, device=root.device) for m in self.sizes[1:-1]]
-        return Weights([{k: w} for k, w in enumerate(maps)], [b.to(dtype) for b in self.bias], multipliers)
+        blocks = [{k: w} for k, w in enumerate(maps)]
+        return Weights(blocks, [b.to(dtype) for b in self.bias], multipliers, list(self.reflections))
 
 
 class Orthogonal(_Layerwise):
@@ -80,4 +81,5 @@ class Unconstrained(GraphNet):
 
     def weights(self, dtype: torch.dtype) -> Weights:
         """The free matrices themselves."""
-        return Weights([{k: w.to(dtype)} for k, w in enumerate(self.free)], [b.to(dtype) for b in self.bias])
+        blocks = [{k: w.to(dtype)} for k, w in enumerate(self.free)]
+        return Weights(blocks, [b.to(dtype) for b in self.bias], reflections=list(self.reflections))

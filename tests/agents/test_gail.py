@@ -460,6 +460,24 @@ def test_one_seed_gives_the_same_bytes_and_files_predict(settings: dict[str, Any
     np.testing.assert_array_equal(*both)
 
 
+def test_a_certified_reward_that_is_loaded_or_adopted_is_the_one_of_now(tmp_path: Path) -> None:
+    """In what updates are computed with: its maps are not those of the initial weights."""
+    made = agent(reward=RewardSettings(regulariser="certified"))
+    initial = made.discriminator().reward(x := torch.randn(1, 4, 5, generator=torch.Generator().manual_seed(0)))
+    made.train(30, 16)
+    expected = made.discriminator().reward(x)
+    assert float((expected - initial).abs().max()) > 1e-3
+    made.save(tmp_path / "agent.zip")
+    loaded = GAIL.load(tmp_path / "agent.zip")
+    for learner in (loaded.learner, GailLearner([loaded])):
+        assert isinstance(learner, GailLearner)
+        torch.testing.assert_close(learner.discriminators.reward(x), expected)
+        torch.testing.assert_close(learner.discriminators.alone(0).reward(x), expected)
+    one, before = loaded.discriminator(), loaded.discriminator().reward(x)
+    loaded.learner.discriminators.leaves[-1].add_(1.0)  # type: ignore[attr-defined]
+    torch.testing.assert_close(one.reward(x), before)  # neither all of the change nor half of it
+
+
 @pytest.mark.parametrize("inputs", ["state-action", "state", "state-next"])
 def test_the_learned_reward_is_what_the_agent_is_trained_on(inputs: Any) -> None:
     made = agent(reward=RewardSettings(clip=3.0, inputs=inputs))

@@ -142,6 +142,19 @@ def test_maps_are_kept_in_evaluation_until_a_parameter_changes(monkeypatch: pyte
         assert torch.allclose(net(x.double()).float(), other(x), atol=1e-6)
 
 
+@pytest.mark.parametrize(("family", "activation"), [("orthogonal", "householder:2"), ("sandwich", "tanh")])
+def test_maps_of_another_network_make_that_network(family: str, activation: str) -> None:
+    """Also in memory of their own, which changes of its parameters do not reach."""
+    own, other = (lipschitz_mlp(family, (3, 4, 6, 2), 2.0, activation=activation, seed=seed) for seed in (0, 1))
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, maps = other(x), other.weights(torch.float32).copy()
+        assert not torch.allclose(own(x), expected, atol=1e-2)
+        for parameter in other.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+        torch.testing.assert_close(own.evaluate(maps, x), expected)
+
+
 def test_cayley_has_orthonormal_columns() -> None:
     for shape in ((4, 4), (9, 3), (5, 1)):
         q = orthonormal(torch.randn(*shape, dtype=torch.float64) * 3)
