@@ -61,7 +61,7 @@ class GailLearner(Learner):
             super()._adopt(agent)
         self.discriminators.refresh()
         # what an agent or a checkpoint loads goes into the parameters, behind the back of what is computed from them
-        agent.memory.register_load_state_dict_post_hook(lambda *_: self.discriminators.refresh())
+        agent.memory.register_load_state_dict_post_hook(lambda *_: self.discriminators.refresh())  # type: ignore[no-untyped-call]
 
     def state(self) -> dict[str, Tensor]:
         """See `Learner`."""
