@@ -26,7 +26,7 @@ class GailLearner(Learner):
     """The updates of several agents and of their discriminators as one batch; see `Learner`.
 
     Attributes:
-        discriminators, pessimism: of all agents. mean, scale: of the demonstrations' states, (agents, n).
+        discriminators, pessimism: of all agents. mean, scale: units of the states in the reward, (agents, n).
     """
 
     _step: Callable[..., Tensor]

@@ -1,7 +1,7 @@
 """Settings of SAC, MBPO and GAIL, and the agents that they describe: one per seed."""
 
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import gymnasium
@@ -159,7 +159,8 @@ class ImitationSettings(OffPolicySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.train_every < 1 or self.timesteps % self.train_every or self.log_interval % self.train_every:
+        every = 1 if self.method == "bc" else self.train_every  # cloning has no rounds
+        if every < 1 or self.timesteps % every or self.log_interval % every:
             raise ValueError(
                 "timesteps and log_interval must be whole rounds of train_every steps, found "
                 f"{self.timesteps} and {self.log_interval} with {self.train_every}"
@@ -169,17 +170,26 @@ class ImitationSettings(OffPolicySettings):
         self._check_baseline()
 
     def _check_baseline(self) -> None:
-        """That a method without a learned reward is given none of its settings.
+        """That a method without a learned reward is given none of its settings but the units of its inputs.
 
         Raises:
             ValueError: it is.
         """
-        taken = {"gail": (), "bc": ("subsample",)}.get(self.method, ("subsample", "layer_norm"))
-        others = GailSettings(**{name: getattr(self.imitation, name) for name in taken})
-        if taken and (self.reward, self.td3, self.imitation) != (RewardSettings(), Td3Settings(), others):
+        if self.method == "gail":
+            return
+        taken = ["imitation.subsample", *(["imitation.layer_norm"] if self.method != "bc" else [])]
+        groups = {"reward": self.reward, "td3": self.td3, "imitation": self.imitation}
+        changed = [
+            f"{group}.{one.name}"
+            for group, found in groups.items()
+            for one in fields(found)
+            if getattr(found, one.name) != getattr(type(found)(), one.name)
+        ]
+        refused = [name for name in changed if name not in (*taken, "imitation.units")]
+        if refused:
             raise ValueError(
-                f"{self.method} learns no reward: of the settings reward, td3 and imitation it takes "
-                f"{' and '.join(f'imitation.{name}' for name in taken)} only"
+                f"{self.method} learns no reward and does not take {', '.join(refused)}; of the settings reward, td3 "
+                f"and imitation it takes {' and '.join(taken)} only"
             )
 
 

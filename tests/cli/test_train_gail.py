@@ -337,6 +337,19 @@ def changed(demos: Path, path: Path, **arrays: Any) -> Path:
     return path
 
 
+@pytest.mark.parametrize("method", ["sqil", "ls-iq", "bc"])
+def test_baselines_leave_the_units_of_a_reward_alone(run: Run, method: str) -> None:
+    """So that the preset of an environment serves all methods: what is missing is a file."""
+    status, _, err = run("train", "gail", "--config", "hopper", "--method", method)
+    assert status == 2 and "--demos FILE" in " ".join(err.split())
+    status, _, err = run("train", "gail", "--config", "inverted-double-pendulum", "--method", method)
+    assert status == 2 and "does not take reward.form, reward.regulariser; of" in " ".join(err.split())
+
+
+def test_cloning_has_no_rounds() -> None:
+    assert ImitationSettings(method="bc", timesteps=130, log_interval=7, train_every=0).timesteps == 130
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -362,9 +375,10 @@ def changed(demos: Path, path: Path, **arrays: Any) -> Path:
         (["--resume", "nowhere"], "not a run folder"),
         (
             ["--demos", "{demos}", "--method", "sqil"],
-            "sqil learns no reward: of the settings reward, td3 and imitation",
+            "sqil learns no reward and does not take reward.hidden, reward.batch, imitation.monitor_every; of the",
         ),
-        (["--demos", "{demos}", "--method", "bc"], "bc learns no reward"),
+        (["--demos", "{demos}", "--method", "bc"], "bc learns no reward and does not take reward.hidden"),
+        (["--demos", "{demos}", "--method", "sqil", "--timesteps", "130"], "whole rounds of train_every steps"),
     ],
 )
 def test_bad_input(
