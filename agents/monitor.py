@@ -67,7 +67,7 @@ class Monitor:
         """|grad Q| in standardised state and scaled action, its bound, the Frobenius norm of the policy's Jacobian."""
         rows = min(PAIRS, agent.stored())
         at = torch.randint(agent.stored(), (rows,), generator=self.draws, device=agent.device)
-        states, actions, _, next_states, _ = agent.replay(at.cpu())
+        states, actions, *_ = agent.replay(at.cpu())
         scale = agent.memory.get_buffer("reward_scale")
         of_critic = agent.value_slopes(states, actions)
         norms = torch.cat([of_critic[0] * scale, of_critic[1]], -1).norm(dim=-1)
@@ -78,7 +78,7 @@ class Monitor:
             "critic/slope_95": float(norms.quantile(0.95)),
             "critic/slope_max": float(norms.max()),
             "policy/slope_95": float(jacobian.flatten(1).norm(dim=-1).quantile(0.95)),
-        } | beside_bound(agent, (states / scale, actions, next_states / scale), largest, norms)
+        } | beside_bound(agent, at, largest)
 
     @staticmethod
     def diagnosis(history: Sequence[dict[str, float]]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lipctrl.agents.critic_bound import bound_line
+from lipctrl.agents.critic_bound import bound_line, episodes_end
 from lipctrl.agents.gail import GAIL
 from lipctrl.agents.monitor import CollapseWarning
 from lipctrl.agents.off_policy import ImitationSettings
@@ -99,7 +99,7 @@ class GailTraining(Training):
         if agents:
             lines += [slope_line(self.settings, [self.reward_of(agent) for agent in agents], agents)]
             lines += [bound_line([agent.history[-1] for agent in agents if agent.history])]
-            lines += [favoured(self.settings, ended=bool(self.demos.terminations.any()) or any(map(failed, agents)))]
+            lines += [favoured(self.settings, ended=any(map(episodes_end, agents)))]
         self.run.record["findings"] = [line for line in lines if line]
         folder = self.folder(0)
         commands = (
@@ -200,13 +200,6 @@ def slope_line(settings: ImitationSettings, rewards: Sequence[LearnedReward], ag
         f"slope of the logit at sampled pairs, normalised units: 95 % below {high:.4g}, largest {top:.4g}; an "
         "estimate, not a bound (reward.regulariser certified proves one)"
     )
-
-
-def failed(agent: GAIL) -> bool:
-    """Whether the environment ended an episode of this agent otherwise than by its time limit."""
-    memory = agent.replay_buffer
-    assert memory is not None
-    return bool((memory.dones * (1 - memory.timeouts)).any())
 
 
 def favoured(settings: ImitationSettings, *, ended: bool) -> str:

@@ -241,19 +241,12 @@ def test_monitors_of_a_linear_logit_and_a_linear_policy() -> None:
 )
 def test_the_critic_beside_the_bound_of_its_value(shrink: float, form: Any, kind: Any, inputs: Any) -> None:
     """s' = shrink s under a linear policy: growth = gamma shrink sqrt(1 + B^2), bound = constant / (1 - growth)."""
-    made = agent(
-        rows=0,
+    made = shrinking(
+        np.random.default_rng(0).normal(size=(50, 3)),
+        shrink,
         reward=RewardSettings(regulariser="certified", k=2.0, form=form, inputs=inputs),
-        policy_kwargs={"net_arch": []},
         imitation=GailSettings(layer_norm=False, pessimism=PessimismSettings(kind, multiplier=0.3)),
     )
-    rng, memory = np.random.default_rng(0), made.replay_buffer
-    assert memory is not None
-    for x in rng.normal(size=(50, 1, 3)):
-        memory.add(x, shrink * x, np.zeros((1, 1)), np.zeros(1), np.array([False]), [{}])
-    layer = made.actor.mu[0]  # type: ignore[index, union-attr]
-    layer.weight.data.copy_(torch.tensor([[0.01, -0.02, 0.01]]))  # type: ignore[union-attr, operator]
-    layer.bias.data.zero_()  # type: ignore[union-attr, operator]
     slope = float((torch.tensor([0.01, -0.02, 0.01]) * made.memory.get_buffer("reward_scale")[0]).norm())
     row = made.monitor.measure(made)
     growth = 0.99 * shrink * np.hypot(1, slope)
@@ -262,6 +255,58 @@ def test_the_critic_beside_the_bound_of_its_value(shrink: float, form: Any, kind
     assert row["critic/growth"] == pytest.approx(growth, rel=1e-3)
     assert row["critic/bound"] == pytest.approx(constant / (1 - growth), rel=1e-2)
     assert "is at most" in bound_line([row]) and "vacuous" not in bound_line([row])
+
+
+@pytest.mark.parametrize("who", ["agent", "expert"])
+def test_where_episodes_end_the_value_has_no_bound(who: str) -> None:
+    """One failure is enough: the value jumps there; a time limit is no end."""
+    ends: dict[str, Any] = {"demonstrations": demonstrations(failures=int(who == "expert"))}
+    made = shrinking(np.random.default_rng(0).normal(size=(50, 3)), 0.5, **ends)
+    memory = made.replay_buffer
+    assert memory is not None
+    memory.dones[7], memory.timeouts[7] = 1, who == "expert"
+    row = made.monitor.measure(made)
+    assert row["critic/growth"] < 1 and np.isnan(row["critic/bound"])
+    assert "episodes end here" in bound_line([row]) and "at most" not in bound_line([row])
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(1.0, 1e-4), (300.0, 1e-2), (1.0, 1e-5)])
+def test_rounding_makes_no_dynamics_steep(mean: float, spread: float) -> None:
+    """A state that hardly moves, far from 0: the growth is a lower bound, and of use where rounding leaves digits."""
+    made = shrinking(np.random.default_rng(0).normal(size=(250, 3)), 0.5, mean=mean, spread=spread)
+    found = made.monitor.measure(made)["critic/growth"]
+    exact = 0.99 * 0.5 * np.hypot(1, np.sqrt(6) * 0.01 * spread)
+    assert (0.95 if spread > 1e-5 else 0.5) * exact < found <= exact
+
+
+def test_the_line_of_several_agents() -> None:
+    """The largest bound, which need not be that of the largest growth, and whether a critic is above its own."""
+    names = ("critic/growth", "critic/bound", "critic/slope_95", "critic/slope_max")
+    rows = [dict(zip(names, row, strict=True)) for row in ((0.9, 10.0, 3.0, 9.0), (0.8, 20.0, 3.0, 5.0))]
+    assert "at most 20 if" in bound_line(rows) and "not the value" not in bound_line(rows)
+    rows[0]["critic/slope_max"] = 11.0
+    assert "not the value of its policy" in bound_line(rows)
+
+
+def shrinking(x: np.ndarray, shrink: float, *, mean: float = 0.0, spread: float = 1.0, **others: Any) -> GAIL:
+    """Under a linear policy of gains (0.01, -0.02, 0.01), transitions s' - mean = shrink (s - mean).
+
+    Args:
+        x: (s - mean) / spread, (rows, n), where spread is the unit of the reward unless it is 1.
+    """
+    settings = {"reward": RewardSettings(regulariser="certified", k=2.0), "imitation": PLAIN} | others
+    made = agent(rows=0, policy_kwargs={"net_arch": []}, **settings)
+    memory = made.replay_buffer
+    assert memory is not None
+    for row in x[:, None]:
+        states = (mean + spread * row, mean + spread * shrink * row)
+        memory.add(*states, np.zeros((1, 1)), np.zeros(1), np.array([False]), [{}])
+    if spread != 1:
+        made.memory.get_buffer("reward_scale").fill_(spread)
+    layer = made.actor.mu[0]  # type: ignore[index, union-attr]
+    layer.weight.data.copy_(torch.tensor([[0.01, -0.02, 0.01]]))  # type: ignore[union-attr, operator]
+    layer.bias.data.zero_()  # type: ignore[union-attr, operator]
+    return made
 
 
 def test_where_the_value_has_no_bound() -> None:
