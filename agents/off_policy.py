@@ -178,7 +178,7 @@ class ImitationSettings(OffPolicySettings):
         if self.method == "gail":
             return
         taken = ["imitation.subsample", *(["imitation.layer_norm"] if self.method != "bc" else [])]
-        groups = {"reward": self.reward, "td3": self.td3, "imitation": self.imitation}
+        groups: dict[str, Any] = {"reward": self.reward, "td3": self.td3, "imitation": self.imitation}
         changed = [
             f"{group}.{one.name}"
             for group, found in groups.items()

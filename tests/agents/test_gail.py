@@ -294,7 +294,8 @@ def shrinking(x: np.ndarray, shrink: float, *, mean: float = 0.0, spread: float 
     Args:
         x: (s - mean) / spread, (rows, n), where spread is the unit of the reward unless it is 1.
     """
-    settings = {"reward": RewardSettings(regulariser="certified", k=2.0), "imitation": PLAIN} | others
+    certified = RewardSettings(regulariser="certified", k=2.0)
+    settings: dict[str, Any] = {"reward": certified, "imitation": PLAIN} | others
     made = agent(rows=0, policy_kwargs={"net_arch": []}, **settings)
     memory = made.replay_buffer
     assert memory is not None
