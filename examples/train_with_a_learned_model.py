@@ -1,8 +1,8 @@
 """Balance a pole after a few thousand real steps: model-based training, then what is proved of the policy.
 
-The agent learns a model of the environment and trains on its predictions, ten updates per real step, in a compiled update
-(20 seconds once). `smoothness=Smoothness(perturbation="fgsm")` keeps the slope of its critics low, at 1.4 times the price;
-`lipctrl train mbpo --config inverted-pendulum --lip 20` bounds the policy by construction.
+The agent learns a model of the environment and trains on its predictions, ten updates per real step, in a compiled
+update (20 seconds once). `smoothness=Smoothness(perturbation="fgsm")` keeps the slope of its critics low, at 1.4 times
+the price; `lipctrl train mbpo --config inverted-pendulum --lip 20` bounds the policy by construction.
 """
 
 import gymnasium
