@@ -39,13 +39,15 @@ KINDS = {
     "one-sided": (PENALISED, PLAIN),
     "dragan": (replace(PENALISED, points="dragan"), PLAIN),
     "certified": (RewardSettings(regulariser="certified"), PLAIN),
+    "certified, 2x32": (RewardSettings(regulariser="certified", hidden=(32, 32)), PLAIN),
     "none, learned pessimism": (NONE, PESSIMISTIC),
 }
+COMPILED = ("none", "one-sided", "certified", "certified, 2x32")
 GROUPS = {
     "1 agent": (1, False, tuple(KINDS)),
     f"{MANY} agents": (MANY, False, tuple(KINDS)),
-    f"{MANY} agents, compiled": (MANY, True, ("none", "one-sided", "certified")),
-    "1 agent, compiled": (1, True, ("none", "one-sided", "certified")),
+    f"{MANY} agents, compiled": (MANY, True, COMPILED),
+    "1 agent, compiled": (1, True, COMPILED),
 }
 RESULT = Path(__file__).parent / "results" / "gail_speed-cpu.json"
 
