@@ -54,8 +54,9 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         of the state that is negative in collision, a constraint for controllers; None if there is none. observed:
         names, units and limits of the observation. observe: function from state (n,) to observation. state_of:
         function from observation to state (n,), what a state-feedback controller needs. state: current state x, shape
-        (n,). disturbance: w, shape (d,), applied at every step until it is changed; zero after a reset. failure_cost:
-        subtracted from the reward once, when an episode fails.
+        (n,). disturbance: w, shape (d,), applied at every step until it is changed; zero after a reset. reference:
+        displacement of the set point, shape (n,): cost and observation are of the state less this; zero after a reset.
+        failure_cost: subtracted from the reward once, when an episode fails.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -108,6 +109,7 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         self._u_low, self._u_high = _limits(plant.input)
         self.state = plant.equilibrium[0].copy()
         self.disturbance = np.zeros(len(plant.disturbance))
+        self.reference = np.zeros(len(plant.state))
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -140,6 +142,7 @@ class PlantEnv(gymnasium.Env[Array, Array]):
         drawn = options["state"] if "state" in options else self._start(self.np_random)
         self.state = _vector("start state", drawn, len(self.plant.state))
         self.disturbance = np.zeros(len(self.plant.disturbance))
+        self.reference = np.zeros(len(self.plant.state))
         return self.observe(self.state), {"state": self.state.copy(), "stage_cost": 0.0, "failed": False}
 
     def step(self, action: ArrayLike) -> tuple[Array, float, bool, bool, dict[str, Any]]:
@@ -151,18 +154,19 @@ class PlantEnv(gymnasium.Env[Array, Array]):
             is infinite), or by which its margin is negative, in its scale; 0 where it keeps them.
 
         Raises:
-            UserError: an action or disturbance of wrong shape or not finite.
+            UserError: an action, disturbance or reference of wrong shape or not finite.
         """
         u = np.clip(_vector("action", action, len(self.plant.input)), self._u_low, self._u_high)
         w = _vector("disturbance", self.disturbance, len(self.plant.disturbance))
-        cost = self.stage_cost(self.state, u)
+        reference = _vector("reference", self.reference, len(self.plant.state))
+        cost = self.stage_cost(self.state - reference, u)
         self.state = self._advance(self.state, u, w)
         # written so that NaN fails
         inside = bool(np.all((self._low <= self.state) & (self.state <= self._high)))
         failed = not inside or (self.margin is not None and bool(self.margin(self.state) < 0))
         reward = -cost - (self.failure_cost if failed else 0.0)
         info = {"state": self.state.copy(), "stage_cost": cost, "failed": failed, "violation": self._violation()}
-        return self.observe(self.state), reward, failed, False, info
+        return self.observe(self.state - reference), reward, failed, False, info
 
     def _violation(self) -> float:
         half = (self._high - self._low) / 2

@@ -23,7 +23,7 @@ from lipctrl.disturb.channel import (
     is_mujoco,
     mujoco_task,
 )
-from lipctrl.disturb.plants import PlantConstants, PlantDisturbance, plant_of
+from lipctrl.disturb.plants import PlantConstants, PlantDisturbance, PlantReference, plant_of
 from lipctrl.files import UserError
 
 Env = gymnasium.Env[Any, Any]
@@ -89,6 +89,13 @@ def _action(env: Env, where: str | None) -> Place:
 def _disturbance(env: Env, where: str | None) -> Place:
     signal = plant_of(env, "disturbance").disturbance
     return _place(PlantDisturbance(), signal.names, half_widths(signal.low, signal.high))
+
+
+def _reference(env: Env, where: str | None) -> Place:
+    channel = PlantReference(entry=where)
+    state, entries = plant_of(env, "reference").state, channel.entries(env)
+    low, high = ([limits[k] for k in entries] for limits in (state.low, state.high))
+    return _place(channel, [state.names[k] for k in entries], half_widths(low, high))
 
 
 def _force(env: Env, where: str | None) -> Place:
@@ -178,6 +185,15 @@ CHANNELS: dict[str, Kind] = {
         _disturbance,
         "observation and action are not touched",
         HALF,
+    ),
+    "reference": Kind(
+        "step",
+        ("raw", "normalised"),
+        "adds to the set point of the task",
+        _reference,
+        "the controller sees the deviation from it one step later; state and limits are not touched",
+        HALF,
+        placed=None,
     ),
     "force": Kind(
         "step",

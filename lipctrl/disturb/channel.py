@@ -3,7 +3,7 @@
 A channel's `value` is what it does in every episode; `DisturbanceWrapper.apply` changes it for a while. How long a
 changed value lasts is the channel's `lasts`:
 
-* "step": exactly the next control step (forces, action offset);
+* "step": exactly the next control step (forces, action offset, set point);
 * "episode": from the next control step until the next reset (gain, friction, damping, sensor noise and bias);
 * "reset": the episode that the next reset starts (mass, delays, initial state), because these cannot change inside one.
 
@@ -21,7 +21,7 @@ import numpy as np
 from lipctrl.files import UserError, nearest
 
 from .base import Array, Channel, Env, Lasts
-from .plants import PlantConstants, PlantDisturbance
+from .plants import PlantConstants, PlantDisturbance, PlantReference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +268,7 @@ SignalChannel = (
     | Deadline
     | InitialState
     | PlantDisturbance
+    | PlantReference
     | PlantConstants
 )
 AnyChannel = ForceChannel | ModelChannel | SignalChannel

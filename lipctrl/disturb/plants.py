@@ -1,7 +1,9 @@
-"""Channels of the plants of this library: their disturbance, and their physical constants."""
+"""Channels of the plants of this library: their disturbance, their set point, and their physical constants."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
 
 from lipctrl.files import UserError, nearest
 from lipctrl.plant import Plant
@@ -18,6 +20,40 @@ class PlantDisturbance(Channel):
     def size(self, env: Env) -> int:
         """Number of entries of w; refuses environments that step no Plant."""
         return len(plant_of(env, self.name).disturbance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlantReference(Channel):
+    """Displacement of the set point of a plant of this library, or of one entry of it, in the units of the state.
+
+    From the step on at which it moves, the stage cost is charged for the state less the displacement, and that is what
+    is observed: controllers hold a fixed set point, so a set point that is d higher is a state that looks d lower.
+    Limits and collisions are of the true state.
+    """
+
+    entry: str | None = None
+    name: str = "reference"
+
+    def entries(self, env: Env) -> list[int]:
+        """Which entries of the state it displaces.
+
+        Raises:
+            UserError: the environment steps no plant, or one whose state has no entry of this name.
+        """
+        known = [name.split(" [")[0] for name in plant_of(env, self.name).state.names]
+        if self.entry is not None and self.entry not in known:
+            raise nearest(self.entry, known, "entry of the state")
+        return [k for k, name in enumerate(known) if self.entry in (None, name)]
+
+    def size(self, env: Env) -> int:
+        """Number of entries that it displaces."""
+        return len(self.entries(env))
+
+    def displace(self, env: Env, value: Array) -> None:
+        """Move the set point by these amounts, the other entries back to where they were."""
+        task: Any = env.unwrapped
+        task.reference = np.zeros(len(task.plant.state))
+        task.reference[self.entries(env)] = value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 At a reset: the model is rebuilt from the nominal one (mass, gain, friction, damping, constants of a plant), the
 environment resets, the start state is displaced, the sensors report. At a step: the action is held or not, delayed,
-then offset, then limited; gain, friction and damping are set; wrenches, generalised forces and plant disturbances act
-during the whole control step and are removed; the environment steps; the observation gets noise, then is delayed, then
+then offset, then limited; gain, friction and damping are set; the set point moves; wrenches, generalised forces and
+plant disturbances act during the whole control step and are removed; the environment steps; the observation gets noise, then is delayed, then
 biased.
 """
 
@@ -35,7 +35,7 @@ from .channel import (
     mujoco_task,
     scale_fields,
 )
-from .plants import PlantConstants, PlantDisturbance
+from .plants import PlantConstants, PlantDisturbance, PlantReference
 
 Array = NDArray[np.float64]
 PENETRATION = 1e-2  # m; a displaced start may not push geoms deeper into each other than this
@@ -153,6 +153,8 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         for channel in self._forces:
             assert self._task is not None
             channel.add(self._task.data, self._task.model, self._now[channel.name])
+        for channel in self._of(PlantReference):
+            channel.displace(self.env, self._now[channel.name])
         before = None
         for channel in self._of(PlantDisturbance):
             plant: Any = self.env.unwrapped

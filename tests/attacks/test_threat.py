@@ -27,6 +27,8 @@ LINES = {
     "observation:l2:raw": (LINEAR, 2, ("adds to the observation", "Euclidean norm", "raw units", "who knows")),
     "action:linf:normalised": (CSTR, 2, ("adds to the action", "largest component", "half widths", "action limits")),
     "disturbance:l2:raw:episode:grey": (CSTR, 2, ("plant's disturbance", "sum of squared norms", "who may ask")),
+    "reference:l2:raw": (LINEAR, 2, ("adds to the set point of the task", "one step later", "Euclidean norm")),
+    "reference@position:linf:normalised": (LINEAR, 1, ("set point of the task of position", "half widths")),
     "force:linf:raw:sparse=5:black": (
         PENDULUM,
         2,
@@ -73,6 +75,15 @@ def test_normalised_units_are_half_the_declared_range(envs: dict[str, Env]) -> N
     assert Threat.parse("disturbance:linf:normalised", ONES, NAMES, env).scale == (10.0, 0.5)
     raw = Threat.parse("disturbance:linf:raw", ONES, NAMES, env).table(5.0)
     assert [(row["raw"], row["normalised"]) for row in raw] == [(5.0, 0.5), (5.0, 10.0)]
+
+
+def test_one_entry_of_a_set_point_is_moved_by_its_name(envs: dict[str, Env]) -> None:
+    found = Threat.parse("reference@velocity:linf:raw", ONES, NAMES, envs[LINEAR])
+    assert len(found.names) == 1 and found.names[0].startswith("velocity [")
+    with pytest.raises(UserError, match="did you mean 'velocity'"):
+        Threat.parse("reference@velocty:linf:raw", ONES, NAMES, envs[LINEAR])
+    with pytest.raises(UserError, match="needs a plant"):
+        Threat.parse("reference:linf:raw", ONES, NAMES, envs[PENDULUM])
 
 
 def test_a_file_says_the_same_as_a_line(tmp_path: Path) -> None:
