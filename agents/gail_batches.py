@@ -192,5 +192,5 @@ def _pairs(agent: "GAIL", count: int) -> Pairs:
         noise,
         uniform(settings.batch),
         uniform(settings.batch),
-        uniform(2 * settings.batch, sum(settings.hidden) if settings.dropout else 0),
+        uniform(2 * settings.batch, sum(settings.widths) if settings.dropout else 0),
     )

@@ -39,10 +39,10 @@ KINDS = {
     "one-sided": (PENALISED, PLAIN),
     "dragan": (replace(PENALISED, points="dragan"), PLAIN),
     "certified": (RewardSettings(regulariser="certified"), PLAIN),
-    "certified, 2x32": (RewardSettings(regulariser="certified", hidden=(32, 32)), PLAIN),
+    "certified, 2x64": (RewardSettings(regulariser="certified", hidden=(64, 64)), PLAIN),
     "none, learned pessimism": (NONE, PESSIMISTIC),
 }
-COMPILED = ("none", "one-sided", "certified", "certified, 2x32")
+COMPILED = ("none", "one-sided", "certified", "certified, 2x64")
 GROUPS = {
     "1 agent": (1, False, tuple(KINDS)),
     f"{MANY} agents": (MANY, False, tuple(KINDS)),

@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py double          # survival bias and absorbing states
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py hopper          # needs the expert of `published.py hopper-ladder`
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum-none-1 # a single cell by name
+    OMP_NUM_THREADS=1 python benchmarks/gail_study.py watched purple  # pessimistic rewards, dynamics' slopes beside
     OMP_NUM_THREADS=1 python benchmarks/gail_study.py pendulum-bc pendulum-sqil pendulum-ls-iq few-bc few-sqil few-ls-iq
     python benchmarks/gail_study.py table                             # what the finished evaluations say
     python benchmarks/gail_study.py curves                            # draws docs/algorithms/gail-pendulum.svg
@@ -35,6 +36,7 @@ from lipctrl.agents.bc_policy import BCPolicy
 from lipctrl.agents.discriminator import RewardSettings
 from lipctrl.agents.gail import GAIL, GailSettings
 from lipctrl.agents.off_policy import ImitationSettings, build
+from lipctrl.agents.pessimism import PessimismSettings
 from lipctrl.cli.clone import cloning, pairs
 from lipctrl.cli.demos_collect import CollectSettings, collect_demonstrations, named_expert
 from lipctrl.cli.train_bc import prepare
@@ -71,13 +73,15 @@ REGULARISERS = {
     "two-sided": RewardSettings(regulariser="two-sided"),
     "dragan": RewardSettings(points="dragan"),
     "nagard": RewardSettings(points="nagard"),
-    "certified": RewardSettings(regulariser="certified"),
-    "certified-narrow": RewardSettings(regulariser="certified", hidden=(32, 32)),
+    "certified": RewardSettings(regulariser="certified", hidden=(64, 64)),
+    "certified-narrow": RewardSettings(regulariser="certified"),
     "dropout": replace(NONE, dropout=0.5),
     "weight-decay": replace(NONE, weight_decay=10.0),
 }
 FEW = GailSettings(subsample=20)
 FALLING = replace(FEW, units="both")
+WATCHED = PessimismSettings("dynamics", multiplier=1.0)  # dynamics are learned, the reward is not touched
+PESSIMISTIC = {"watched": WATCHED, "purple": replace(WATCHED, multiplier=0.7)}
 BASELINES: tuple[Literal["sqil", "ls-iq", "bc"], ...] = ("sqil", "ls-iq", "bc")
 CELLS = (
     {
@@ -94,6 +98,11 @@ CELLS = (
         f"{task}-{method}": Cell(imitation=imitation, method=method)
         for task, imitation in (("pendulum", GailSettings()), ("few", FEW))
         for method in BASELINES
+    }
+    | {
+        f"{name}-{task}-1": Cell(imitation=replace(imitation, pessimism=pessimism))
+        for name, pessimism in PESSIMISTIC.items()
+        for task, imitation in (("pendulum", GailSettings()), ("few", FEW))
     }
     | {
         f"double-{form}-{'absorbing' if absorbing else 'ending'}-1": Cell(

@@ -3,8 +3,8 @@
 At a reset: the model is rebuilt from the nominal one (mass, gain, friction, damping, constants of a plant), the
 environment resets, the start state is displaced, the sensors report. At a step: the action is held or not, delayed,
 then offset, then limited; gain, friction and damping are set; the set point moves; wrenches, generalised forces and
-plant disturbances act during the whole control step and are removed; the environment steps; the observation gets noise, then is delayed, then
-biased.
+plant disturbances act during the whole control step and are removed; the environment steps; the observation gets noise,
+then is delayed, then biased.
 """
 
 from collections import deque
