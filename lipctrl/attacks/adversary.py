@@ -3,7 +3,8 @@
 Its state is the true observation, its action what it makes the policy see, its reward minus the policy's. PPO of
 Stable-Baselines3 learns it, behind running normalisation of observations and rewards, which the stored network holds.
 PPO is sensitive to its settings and the published numbers take the best of 216; here a small grid is searched by
-successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943), and every step is counted.
+successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943), and every step is counted. On request all begin as
+copies of an attack that is there already, so that what PPO has to find is only what that one misses.
 """
 
 import itertools
@@ -14,6 +15,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -33,6 +35,7 @@ Env = gymnasium.Env[Any, Any]
 LEARNING_RATES, ENTROPIES, CLIPS = (3e-4, 1e-3, 3e-3), (0.0, 1e-4, 1e-3), (0.1, 0.2, 0.4)
 GRID = tuple(itertools.product(LEARNING_RATES, ENTROPIES, CLIPS))
 PARALLEL, ROLLOUT = 4, 256  # environments, and steps of each between updates
+SHOWN, COPYING, SPREAD = 20_000, 3000, 0.3  # of a copy: steps that are shown, gradient steps, noise it explores with
 
 
 class AdversaryEnv(gymnasium.Env[Any, Array]):
@@ -57,9 +60,17 @@ class AdversaryEnv(gymnasium.Env[Any, Array]):
         self._x, self._hidden = np.asarray(observation, dtype=np.float64)[None], None
         return observation, info
 
+    def answer(self, attack: Attack) -> Array:
+        """The action (n,) that disturbs as an attack would now."""
+        found: Array = attack.perturb(self._context())[0] / (self.ball.radius[0] * self.ball.scale)
+        return found
+
+    def _context(self) -> Context:
+        return Context(self._x, self.policy, self.ball, 1, self.np_random, hidden=self._hidden)
+
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """One step of the loop of environment and attacked policy."""
-        context = Context(self._x, self.policy, self.ball, 1, self.np_random, hidden=self._hidden)
+        context = self._context()
         d = self.steer(context, np.clip(np.asarray(action, dtype=np.float64)[None], -1.0, 1.0))
         if not self.ball.contains(d):
             raise RuntimeError("the adversary left its set of perturbations")
@@ -115,6 +126,22 @@ class Adversary:
         self.model.learn(steps, callback=_Count(advance), reset_num_timesteps=False)
         return self.model.num_timesteps - before
 
+    def copy(self, states: Array, outputs: Array) -> None:
+        """Begin as what gives outputs (steps, n) at states (steps, n): least squares on the mean; smaller noise."""
+        policy, task = self.model.policy, self.model.get_vec_normalize_env()
+        assert task is not None
+        task.obs_rms.update(states)
+        seen, wanted = (torch.as_tensor(part, dtype=torch.float32) for part in (task.normalize_obs(states), outputs))
+        optimiser = torch.optim.Adam(policy.parameters(), lr=1e-3)
+        draws = torch.Generator().manual_seed(self.model.seed or 0)
+        for _ in range(COPYING):
+            rows = torch.randint(len(seen), (256,), generator=draws)
+            found = policy.get_distribution(seen[rows]).mode()
+            optimiser.zero_grad()
+            (found - wanted[rows]).square().mean().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        policy.log_std.data.fill_(math.log(SPREAD))
+
     def attack(self) -> LearnedAttack:
         """A snapshot, with the deterministic mean of the adversary."""
         return LearnedAttack(
@@ -137,6 +164,19 @@ def candidates(
     return [
         Adversary(make, policy, ball, steer, GRID[k], seed=seed + i) for i, k in enumerate([middle, *others][:count])
     ]
+
+
+def shown(env: AdversaryEnv, attack: Attack, *, seed: int) -> tuple[Array, Array]:
+    """States and outputs (steps, n) of an attack in the adversary's task, whose outputs are scaled perturbations."""
+    x, _ = env.reset(seed=seed)
+    states, outputs = [], []
+    for _ in range(SHOWN):
+        states.append(x)
+        outputs.append(env.answer(attack))
+        x, _, end, cut, _ = env.step(outputs[-1])
+        if end or cut:
+            x, _ = env.reset()
+    return np.array(states, dtype=np.float64), np.array(outputs)
 
 
 @dataclass(frozen=True)

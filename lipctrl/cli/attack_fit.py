@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
@@ -15,7 +15,7 @@ from rich.table import Table
 from lipctrl.attacks import Attack, NoAttack
 from lipctrl.attacks.critic import ActionValue, CriticAttack
 from lipctrl.attacks.fitted import FittedAttack
-from lipctrl.attacks.learned import along_direction, scaled_perturbation
+from lipctrl.attacks.learned import LearnedAttack, along_direction, scaled_perturbation
 from lipctrl.attacks.threat import Threat
 from lipctrl.cli.attacking import deviation_of
 from lipctrl.cli.contenders import contender_named
@@ -24,10 +24,14 @@ from lipctrl.cli.loops import loops_of
 from lipctrl.cli.plan import Contender
 from lipctrl.cli.progress import bar
 from lipctrl.config import parse
+from lipctrl.disturb.sets import Ball
 from lipctrl.files import UserError
 from lipctrl.nn.plain import PlainNet
 from lipctrl.runs import package_versions
 from lipctrl.seeding import generator, seed_of
+
+if TYPE_CHECKING:
+    from lipctrl.attacks.adversary import Adversary
 
 Kind = Literal["robust-sarsa", "sa-rl", "pa-ad"]
 Score = Callable[[Attack], float]
@@ -54,6 +58,8 @@ class AttackFitSettings:
     """Environment steps of training: of all candidates together (sa-rl, pa-ad), of the rollouts (robust-sarsa)."""
     candidates: int = 9
     """Settings that are tried: 1 to 27 by successive halving (sa-rl, pa-ad), 1 to 30 (robust-sarsa)."""
+    start: str | None = None
+    """Stored attack that sa-rl copies before it learns, for example one of robust-sarsa; null: from nothing."""
     updates: int = 6000
     """Gradient steps of each critic (robust-sarsa)."""
     exploration: float = 0.5
@@ -74,6 +80,8 @@ class AttackFitSettings:
         for name in ("radius", "exploration"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, found {getattr(self, name)}")
+        if self.start is not None and self.attack != "sa-rl":
+            raise ValueError(f"start is for sa-rl, whose outputs are perturbations; found attack {self.attack}")
         most = len(BOXES) * len(WEIGHTS) if self.attack == "robust-sarsa" else 27
         if self.candidates > most:
             raise ValueError(f"{self.attack} has {most} settings to try, found candidates {self.candidates}")
@@ -126,18 +134,41 @@ def fit_adversary(
     settings: AttackFitSettings, policy: Any, threat: Threat, score: Score
 ) -> tuple[PlainNet, list[Tried], int]:
     """The adversary that hurts most, all snapshots, environment steps."""
-    from lipctrl.attacks.adversary import candidates, successive_halving
+    from lipctrl.attacks.adversary import SHOWN, candidates, successive_halving
 
     steer = scaled_perturbation if settings.attack == "sa-rl" else along_direction
     ball = threat.ball(np.array([settings.radius]))
     field = candidates(settings.candidates, lambda: make_env(settings.env), policy, ball, steer, seed=settings.seed)
+    copied = None if settings.start is None else begin(settings, field, policy, ball)
     with bar(f"{settings.attack} on {settings.policy}", settings.steps) as advance:
         search = successive_halving(field, steps=settings.steps, score=score, factor=FACTOR, advance=advance)
     words = [
         f"learning rate {t.settings[0]:g}, entropy {t.settings[1]:g}, clip {t.settings[2]:g}" for t in search.trials
     ]
     tried = [Tried(text, trial.steps, trial.score) for text, trial in zip(words, search.trials, strict=True)]
-    return search.best.net, tried, search.steps
+    if copied is None:
+        return search.best.net, tried, search.steps
+    first = score(copied)
+    best = copied if first < search.score else search.best
+    return best.net, [Tried(f"copy of {settings.start}", SHOWN, first), *tried], search.steps + SHOWN
+
+
+def begin(settings: AttackFitSettings, field: Sequence["Adversary"], policy: Any, ball: Ball) -> LearnedAttack:
+    """Let all candidates begin as copies of the stored attack; the first one's copy.
+
+    Raises:
+        UserError: no stored attack, or one that is for other spaces.
+    """
+    from lipctrl.attacks.adversary import AdversaryEnv, shown
+
+    env = AdversaryEnv(make_env(settings.env), policy, ball, scaled_perturbation)
+    observed, acted = env.observation_space.shape, env.env.action_space.shape
+    assert observed and acted
+    attack = FittedAttack.load(Path(str(settings.start))).attack(observed[0], acted[0])
+    states, outputs = shown(env, attack, seed=seed_of(settings.seed, "shown"))
+    for one in field:
+        one.copy(states, outputs)
+    return field[0].attack()
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -213,6 +244,7 @@ def facts_of(settings: AttackFitSettings, victim: Contender, threat: Threat) -> 
         "threat": settings.threat,
         "deviation": list(threat.deviation or ()),
         "radius": settings.radius,
+        "start": settings.start,
         "candidates": settings.candidates,
         "episodes": settings.episodes,
         "seed": settings.seed,

@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from lipctrl.attacks import Attack, Context, MaximalActionDeviation
-from lipctrl.attacks.adversary import GRID, PARALLEL, ROLLOUT, AdversaryEnv, candidates, successive_halving
+from lipctrl.attacks import Attack, Context, MaximalActionDeviation, NoAttack
+from lipctrl.attacks.adversary import (
+    GRID,
+    PARALLEL,
+    ROLLOUT,
+    SHOWN,
+    SPREAD,
+    AdversaryEnv,
+    candidates,
+    shown,
+    successive_halving,
+)
 from lipctrl.attacks.learned import LearnedAttack, along_direction, scaled_perturbation
 from lipctrl.attacks.linear import LinearLoop
 from lipctrl.attacks.threat import Threat
@@ -130,6 +140,27 @@ def test_an_adversary_that_leaves_its_set_is_caught(linear_loop: Make) -> None:
     env.reset(seed=0)
     with pytest.raises(RuntimeError, match="left its set"):
         env.step(np.zeros(1))
+
+
+def test_a_copy_disturbs_as_what_it_copies(linear_loop: Make) -> None:
+    """A saturated linear adversary that changes sides among the states seen; the copy knows its answers only."""
+    policy, rows = linear_policy(DETUNED), np.diag([40.0, 60.0])
+    net = PlainNet(({0: rows},), (np.array([-24.0, 9.0]),), (), low=-np.ones(2), high=np.ones(2))
+    wanted = LearnedAttack(net, scaled_perturbation)
+    env = AdversaryEnv(linear_loop(spread=0.3), policy, BALL, scaled_perturbation)
+    states, outputs = shown(env, wanted, seed=0)
+    assert len(states) == SHOWN and np.allclose(outputs, np.clip(net(states), -1, 1), atol=1e-12)
+    assert (np.abs(outputs.mean(0)) < 0.8).all()  # both sides
+    (one,) = candidates(1, linear_loop, policy, BALL, scaled_perturbation, seed=0)
+    before = np.square(np.clip(one.attack().net(states), -1, 1) - outputs).mean()
+    one.copy(states, outputs)
+    after = np.square(np.clip(one.attack().net(states), -1, 1) - outputs).mean()
+    assert after < 0.05 < 0.5 < before
+    assert np.allclose(one.model.policy.log_std.detach(), np.log(SPREAD))
+    loops = Loops(lambda: linear_loop(spread=0.3))
+    found = [loops.run(policy, a, THREAT, (RADIUS,), episodes=8, seed=1).returns.mean() for a in (wanted, one.attack())]
+    calm = loops.run(policy, NoAttack(), THREAT, (RADIUS,), episodes=8, seed=1).returns.mean()
+    assert found[1] - found[0] < 0.1 * (calm - found[0])
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lipctrl.attacks import adversary
 from lipctrl.attacks.critic import StateValue
 from lipctrl.attacks.fitted import FittedAttack
 from lipctrl.attacks.threat import Threat
@@ -142,6 +143,30 @@ def test_refusals(tmp_path: Path, run: Run) -> None:
     ):
         assert run(*arguments)[0] == 2, arguments
     assert list(tmp_path.iterdir()) == [net]
+
+
+def test_an_adversary_begins_as_a_copy_of_a_stored_attack(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy is one of the candidates."""
+    monkeypatch.setattr(adversary, "SHOWN", 1000)
+    net, first = gain(tmp_path), tmp_path / "sarsa.npz"
+    common: list[object] = ["attack", "fit", net, "--radius", 0.05, "--episodes", 3]
+    assert run(*common, "--attack", "robust-sarsa", *SMALL["robust-sarsa"], "--out", first)[0] == 0
+    arguments = [*common, "--start", first, "--steps", 1024, "--candidates", 1, "--out", tmp_path / "copied.npz"]
+    status, out, _ = run(*arguments)
+    assert status == 0 and "copy of" in out
+    stored = FittedAttack.load(tmp_path / "copied.npz")
+    assert stored.kind == "sa-rl" and stored.facts["start"] == str(first)
+    assert stored.facts["training steps"] == 1000 + 1024 and stored.facts["attacked"] < stored.facts["nominal"]
+    for start, kind, words in (
+        (tmp_path / "missing.npz", "sa-rl", "no fitted attack"),
+        (first, "pa-ad", "start is for sa-rl"),
+    ):
+        wrong = [*common, "--attack", kind, "--start", start, "--out", tmp_path / "no.npz"]
+        status, _, err = run(*wrong)
+        assert status == 2 and words in " ".join(err.split()), err
+    assert not (tmp_path / "no.npz").exists()
 
 
 def test_a_pid_controller_is_known_by_its_gains(tmp_path: Path) -> None:
