@@ -209,8 +209,11 @@ class Discriminators:
     def refresh(self) -> None:
         """Make the maps those of the parameters of now, where these were set otherwise than by a step."""
         if self.settings.certified:
-            for kept, new in zip(self.maps.tensors(), self._stacked.maps(self.leaves).tensors(), strict=True):
-                kept.copy_(new)
+            self._remember(self._stacked.maps(self.leaves).tensors())
+
+    def _remember(self, maps: Sequence[Tensor]) -> None:
+        for kept, new in zip(self.maps.tensors(), maps, strict=True):
+            kept.copy_(new)
 
     def _hidden(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         return list(leaves[:-2:2])
@@ -228,7 +231,7 @@ class Discriminators:
             return self._bounded(self._stacked.maps(leaves), x)
         return self._forward(leaves, x, keep)[0]
 
-    def _bounded(self, maps: Weights, x: Tensor, _: None = None) -> Tensor:
+    def _bounded(self, maps: Weights, x: Tensor) -> Tensor:
         """Logits of certified networks by their maps."""
         return self.nets[0].evaluate(maps, x).squeeze(-1)
 
@@ -306,14 +309,14 @@ class Discriminators:
 
         def objective(leaves: list[Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, list[Tensor]]]:
             maps = self._stacked.maps(leaves) if settings.certified else None
-            loss = self.loss(partial(self.logits, leaves) if maps is None else partial(self._bounded, maps), pairs)
+            logits = partial(self.logits, leaves) if maps is None else lambda x, _: self._bounded(maps, x)
+            loss = self.loss(logits, pairs)
             penalty = torch.zeros_like(loss) if points is None else self.penalty(leaves, points)
             return (loss + settings.weight * penalty).sum(), (loss, penalty, [] if maps is None else maps.tensors())
 
         slopes, (loss, penalty, maps) = gradients(objective, self.leaves)
         if settings.certified:
-            for kept, new in zip(self.maps.tensors(), maps, strict=True):
-                kept.copy_(new)
+            self._remember(maps)
         self.count.add_(1)
         if settings.weight_decay:
             for matrix in self.leaves[::2]:
