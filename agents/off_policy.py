@@ -184,6 +184,7 @@ class ImitationSettings(OffPolicySettings):
             for group, found in groups.items()
             for one in fields(found)
             if getattr(found, one.name) != getattr(type(found)(), one.name)
+            and (one.name != "hidden" or self.reward.widths != RewardSettings().widths)  # written out is not changed
         ]
         refused = [name for name in changed if name not in (*taken, "imitation.units")]
         if refused:

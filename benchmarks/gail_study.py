@@ -220,7 +220,7 @@ def learned(agent: BC, cell: Cell) -> list[BCPolicy]:
 
 ROWS = {
     f"gail-{prefix}": partial(run_group, prefix, CELLS, FOLDER, run)
-    for prefix in ("pendulum", "few", "double", "hopper")
+    for prefix in ("pendulum", "few", "watched", "purple", "double", "hopper")
 }
 
 

@@ -166,7 +166,9 @@ def candidates(
     ]
 
 
-def shown(env: AdversaryEnv, attack: Attack, *, seed: int) -> tuple[Array, Array]:
+def shown(
+    env: AdversaryEnv, attack: Attack, *, seed: int, advance: Callable[[int], object] = lambda count: None
+) -> tuple[Array, Array]:
     """States and outputs (steps, n) of an attack in the adversary's task, whose outputs are scaled perturbations."""
     x, _ = env.reset(seed=seed)
     states, outputs = [], []
@@ -174,6 +176,7 @@ def shown(env: AdversaryEnv, attack: Attack, *, seed: int) -> tuple[Array, Array
         states.append(x)
         outputs.append(env.answer(attack))
         x, _, end, cut, _ = env.step(outputs[-1])
+        advance(1)
         if end or cut:
             x, _ = env.reset()
     return np.array(states, dtype=np.float64), np.array(outputs)

@@ -189,9 +189,9 @@ CHANNELS: dict[str, Kind] = {
     "reference": Kind(
         "step",
         ("raw", "normalised"),
-        "adds to the set point of the task",
+        "adds to the set point",
         _reference,
-        "the controller sees the deviation from it one step later; state and limits are not touched",
+        "the controller sees the deviation from it one step later, the plant is not touched",
         HALF,
         placed=None,
     ),

@@ -150,7 +150,13 @@ def fit_adversary(
         return search.best.net, tried, search.steps
     first = score(copied)
     best = copied if first < search.score else search.best
-    return best.net, [Tried(f"copy of {settings.start}", SHOWN, first), *tried], search.steps + SHOWN
+    spent = search.steps + SHOWN + int(start_of(settings).facts["training steps"])
+    return best.net, [Tried(f"copy of {settings.start}", SHOWN, first), *tried], spent
+
+
+def start_of(settings: AttackFitSettings) -> FittedAttack:
+    """The stored attack that the candidates begin as."""
+    return FittedAttack.load(Path(str(settings.start)))
 
 
 def begin(settings: AttackFitSettings, field: Sequence["Adversary"], policy: Any, ball: Ball) -> LearnedAttack:
@@ -159,15 +165,16 @@ def begin(settings: AttackFitSettings, field: Sequence["Adversary"], policy: Any
     Raises:
         UserError: no stored attack, or one that is for other spaces.
     """
-    from lipctrl.attacks.adversary import AdversaryEnv, shown
+    from lipctrl.attacks.adversary import SHOWN, AdversaryEnv, shown
 
     env = AdversaryEnv(make_env(settings.env), policy, ball, scaled_perturbation)
     observed, acted = env.observation_space.shape, env.env.action_space.shape
     assert observed and acted
-    attack = FittedAttack.load(Path(str(settings.start))).attack(observed[0], acted[0])
-    states, outputs = shown(env, attack, seed=seed_of(settings.seed, "shown"))
-    for one in field:
-        one.copy(states, outputs)
+    attack = start_of(settings).attack(observed[0], acted[0])
+    with bar(f"copying {settings.start}", SHOWN) as advance:
+        states, outputs = shown(env, attack, seed=seed_of(settings.seed, "shown"), advance=advance)
+        for one in field:
+            one.copy(states, outputs)
     return field[0].attack()
 
 
@@ -244,7 +251,7 @@ def facts_of(settings: AttackFitSettings, victim: Contender, threat: Threat) -> 
         "threat": settings.threat,
         "deviation": list(threat.deviation or ()),
         "radius": settings.radius,
-        "start": settings.start,
+        "start": None if settings.start is None else start_of(settings).sha256(),
         "candidates": settings.candidates,
         "episodes": settings.episodes,
         "seed": settings.seed,

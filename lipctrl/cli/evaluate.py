@@ -49,7 +49,7 @@ class EvaluateSettings:
     """Gymnasium id of the environment."""
     threat: str = "observation:l2:raw"
     """CHANNEL:NORM:UNITS[:BUDGET][:ACCESS] or a YAML file with these keys. Channels: observation, action, disturbance,
-    force, wrench, gain, friction, damping, mass, parameters, delay, actuator_delay, deadline, warm_start,
+    reference, force, wrench, gain, friction, damping, mass, parameters, delay, actuator_delay, deadline, warm_start,
     initial_state; norms l2, linf; units raw, normalised; budgets step, episode, sparse=K, rate=C; access white, grey,
     black: docs/threats.md."""
     radii: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)

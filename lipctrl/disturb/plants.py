@@ -26,9 +26,9 @@ class PlantDisturbance(Channel):
 class PlantReference(Channel):
     """Displacement of the set point of a plant of this library, or of one entry of it, in the units of the state.
 
-    From the step on at which it moves, the stage cost is charged for the state less the displacement, and that is what
-    is observed: controllers hold a fixed set point, so a set point that is d higher is a state that looks d lower.
-    Limits and collisions are of the true state.
+    In the step at which it is moved the stage cost is charged for the state less the displacement, and so is the
+    observation after it: controllers hold a fixed set point, so a set point that is d higher is a state that looks d
+    lower. Limits and collisions are of the true state.
     """
 
     entry: str | None = None
@@ -38,8 +38,11 @@ class PlantReference(Channel):
         """Which entries of the state it displaces.
 
         Raises:
-            UserError: the environment steps no plant, or one whose state has no entry of this name.
+            UserError: the environment holds no plant at a set point, or one whose state has no entry of this name.
         """
+        if not hasattr(env.unwrapped, "reference"):
+            plant_of(env, self.name)
+            raise UserError(f"the channel {self.name!r} needs a task with a set point; this one has none")
         known = [name.split(" [")[0] for name in plant_of(env, self.name).state.names]
         if self.entry is not None and self.entry not in known:
             raise nearest(self.entry, known, "entry of the state")
@@ -49,11 +52,11 @@ class PlantReference(Channel):
         """Number of entries that it displaces."""
         return len(self.entries(env))
 
-    def displace(self, env: Env, value: Array) -> None:
-        """Move the set point by these amounts, the other entries back to where they were."""
-        task: Any = env.unwrapped
-        task.reference = np.zeros(len(task.plant.state))
-        task.reference[self.entries(env)] = value
+    def displacement(self, env: Env, value: Array) -> Array:
+        """Of all entries of the state, (n,)."""
+        found = np.zeros(len(plant_of(env, self.name).state))
+        found[self.entries(env)] = value
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

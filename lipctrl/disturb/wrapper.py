@@ -148,24 +148,24 @@ class DisturbanceWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _log(self) -> dict[str, Array]:
         return {name: value.copy() for name, value in self._now.items()}
 
-    def _push(self) -> Any:
-        """Let forces and disturbances act; the plant's disturbance as it was, None without one."""
+    def _push(self) -> dict[str, Array]:
+        """Let forces, disturbances and set points act; the plant's own of these, by attribute."""
         for channel in self._forces:
             assert self._task is not None
             channel.add(self._task.data, self._task.model, self._now[channel.name])
+        plant: Any = self.env.unwrapped
+        before: dict[str, Array] = {}
         for channel in self._of(PlantReference):
-            channel.displace(self.env, self._now[channel.name])
-        before = None
+            before["reference"] = plant.reference
+            plant.reference = plant.reference + channel.displacement(self.env, self._now[channel.name])
         for channel in self._of(PlantDisturbance):
-            plant: Any = self.env.unwrapped
-            before = plant.disturbance
-            plant.disturbance = before + self._now[channel.name]
+            before["disturbance"] = plant.disturbance
+            plant.disturbance = plant.disturbance + self._now[channel.name]
         return before
 
-    def _release(self, before: Any) -> None:
-        if before is not None:
-            plant: Any = self.env.unwrapped
-            plant.disturbance = before
+    def _release(self, before: dict[str, Array]) -> None:
+        for name, value in before.items():
+            setattr(self.env.unwrapped, name, value)
         if self._forces and self._task is not None:
             self._task.data.xfrc_applied[:] = 0
             self._task.data.qfrc_applied[:] = 0

@@ -259,3 +259,12 @@ def test_certified_rewards_use_the_maps_of_the_last_step(family: str) -> None:
     torch.testing.assert_close(judge.alone(1).reward(x[1:]), now[1:])
     plain = torch.as_tensor(judge.alone(1).plain()(x[1].double().numpy())[:, 0]).float()
     torch.testing.assert_close(now[1], plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_certified_reward_is_narrower_unless_told_otherwise() -> None:
+    certified = RewardSettings(regulariser="certified")
+    assert RewardSettings().widths == (64, 64) and certified.widths == (32, 32)
+    assert replace(certified, hidden=(64, 64)).widths == (64, 64) and replace(certified, hidden=(8,)).widths == (8,)
+    for settings in (certified, RewardSettings()):
+        made = Discriminators(3, 2, settings, [0], torch.device("cpu")).plain()
+        assert max(len(bias) for bias in made.biases) == settings.widths[0]

@@ -17,6 +17,7 @@ from lipctrl.agents.regularisation import Smoothness, largest_singular_values, p
 from lipctrl.agents.sac import SAC
 from lipctrl.agents.sac_learner import Learner, train_together
 from lipctrl.agents.stacked import Stacked, gradients
+from lipctrl.agents.update import smallest
 from lipctrl.files import UserError
 
 Any_SAC = stable_baselines3.SAC
@@ -405,3 +406,10 @@ def test_bad_inputs() -> None:
     model.replay_buffer.rewards[:] = np.nan
     with pytest.raises(UserError, match="diverged"):
         model.train(gradient_steps=2, batch_size=16)
+
+
+@pytest.mark.parametrize("critics", [1, 2, 3])
+def test_the_least_value_and_its_gradient_are_those_of_amin(critics: int) -> None:
+    values = torch.randn(2, critics, 50, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = [torch.autograd.grad(least.square().sum(), values)[0] for least in (smallest(values), values.amin(1))]
+    assert torch.equal(smallest(values), values.amin(1)) and torch.equal(*found)

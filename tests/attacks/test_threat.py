@@ -27,8 +27,8 @@ LINES = {
     "observation:l2:raw": (LINEAR, 2, ("adds to the observation", "Euclidean norm", "raw units", "who knows")),
     "action:linf:normalised": (CSTR, 2, ("adds to the action", "largest component", "half widths", "action limits")),
     "disturbance:l2:raw:episode:grey": (CSTR, 2, ("plant's disturbance", "sum of squared norms", "who may ask")),
-    "reference:l2:raw": (LINEAR, 2, ("adds to the set point of the task", "one step later", "Euclidean norm")),
-    "reference@position:linf:normalised": (LINEAR, 1, ("set point of the task of position", "half widths")),
+    "reference:l2:raw": (LINEAR, 2, ("adds to the set point", "one step later", "Euclidean norm")),
+    "reference@temperature:linf:normalised": (CSTR, 1, ("adds to the set point of temperature", "half widths")),
     "force:linf:raw:sparse=5:black": (
         PENDULUM,
         2,

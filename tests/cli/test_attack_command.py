@@ -157,8 +157,11 @@ def test_an_adversary_begins_as_a_copy_of_a_stored_attack(
     status, out, _ = run(*arguments)
     assert status == 0 and "copy of" in out
     stored = FittedAttack.load(tmp_path / "copied.npz")
-    assert stored.kind == "sa-rl" and stored.facts["start"] == str(first)
-    assert stored.facts["training steps"] == 1000 + 1024 and stored.facts["attacked"] < stored.facts["nominal"]
+    assert stored.kind == "sa-rl" and stored.facts["start"] == FittedAttack.load(first).sha256()
+    assert (
+        stored.facts["training steps"] == 2000 + 200 + 1000 + 1024
+        and stored.facts["attacked"] < stored.facts["nominal"]
+    )
     for start, kind, words in (
         (tmp_path / "missing.npz", "sa-rl", "no fitted attack"),
         (first, "pa-ad", "start is for sa-rl"),

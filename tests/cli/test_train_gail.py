@@ -164,6 +164,7 @@ def test_baselines_learn_no_reward_and_are_resumed_exactly(
 ) -> None:
     common = ["--timesteps", 80, "--log-interval", 40, "--learning-starts", 30, "--episodes", 1, "--batch", 16]
     common += ["--hidden", 8, "--demos", demos, "--method", method, "--imitation.subsample", 2]
+    common += ["--reward.hidden", 64, 64]  # the default, written out in settings of before
     whole, cut, report = tmp_path / "whole", tmp_path / "cut", SAC.report
     status, out, _ = run("train", "gail", *common, "--out", whole)
     assert status == 0 and "the expert's" in out and "reward certify" not in out and "slope" not in out
