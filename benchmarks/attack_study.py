@@ -160,7 +160,8 @@ def hopper_commands() -> dict[Path, str]:
     return {
         agent / "policy.npz": f"lipctrl train sb3 --config hopper --out {agent}",
         HOPPER / "sarsa.npz": f"{fit} --attack robust-sarsa --steps 100000 --candidates 3 --out {HOPPER}/sarsa.npz",
-        HOPPER / "sa-rl.npz": f"{fit} --attack sa-rl --start {HOPPER}/sarsa.npz --steps 1000000 --candidates 3 --out {HOPPER}/sa-rl.npz",
+        HOPPER / "sa-rl.npz": f"{fit} --attack sa-rl --start {HOPPER}/sarsa.npz --steps 1000000 --candidates 3 "
+        f"--out {HOPPER}/sa-rl.npz",
         HOPPER / "report" / "report.json": f"lipctrl evaluate {agent} --env Hopper-v5 {THREATENED} --radii 0 0.0375 "
         f"{RADIUS} --episodes 20 --fresh 50 --attacks none uniform vertex mad {fitted} --out {HOPPER}/report",
     }
