@@ -81,7 +81,9 @@ REGULARISERS = {
 FEW = GailSettings(subsample=20)
 FALLING = replace(FEW, units="both")
 WATCHED = PessimismSettings("dynamics", multiplier=1.0)  # dynamics are learned, the reward is not touched
-PESSIMISTIC = {"watched": WATCHED, "purple": replace(WATCHED, multiplier=0.7)}
+PURPLE = replace(WATCHED, multiplier=0.7)
+STEEP = replace(PURPLE, threshold=0.9)  # at the default of 1.1 Pendulum's dynamics are hardly ever steep
+PESSIMISTIC = {"watched": WATCHED, "purple": PURPLE, "purple-steep": STEEP}
 BASELINES: tuple[Literal["sqil", "ls-iq", "bc"], ...] = ("sqil", "ls-iq", "bc")
 CELLS = (
     {
