@@ -101,11 +101,7 @@ CELLS = (
         for task, imitation in (("pendulum", GailSettings()), ("few", FEW))
         for method in BASELINES
     }
-    | {
-        f"{name}-{task}-1": Cell(imitation=replace(imitation, pessimism=pessimism))
-        for name, pessimism in PESSIMISTIC.items()
-        for task, imitation in (("pendulum", GailSettings()), ("few", FEW))
-    }
+    | {f"{name}-few-1": Cell(imitation=replace(FEW, pessimism=pessimism)) for name, pessimism in PESSIMISTIC.items()}
     | {
         f"double-{form}-{'absorbing' if absorbing else 'ending'}-1": Cell(
             RewardSettings(form=form, absorbing=absorbing),  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def test_without_displacement_a_set_point_of_the_tasks_own_stays() -> None:
 
 @pytest.mark.parametrize("name", ["CartPole", "Cstr", "Robot"])
 def test_a_threat_on_the_set_point_through_the_evaluated_loop(name: str) -> None:
-    """Radius zero changes no bit, equal seeds give equal returns, and a set point out of reach costs."""
+    """Radius zero changes no bit, equal seeds give equal returns, and a moved set point other ones."""
     env_id = f"lipctrl/{name}-v0"
     task: Any = gymnasium.make(env_id)
     size, low = task.observation_space.shape[0], task.action_space.low
