@@ -13,7 +13,7 @@ from .discriminator import Discriminators
 from .gail_batches import OWN
 from .pessimism import Pessimism
 from .sac import SAC
-from .sac_learner import Learner, compiled, soft_update
+from .sac_learner import Learner, compiled, side_by_side, soft_update
 from .stacked import Stacked
 from .td3 import Td3Update
 from .update import Batch, Update
@@ -87,7 +87,7 @@ class GailLearner(Learner):
         """See `Learner`; the losses are followed by the discriminator's loss and penalty."""
         first = cast("GAIL", self.agents[0])
         self.stem.rate.copy_(torch.tensor([agent.rate() for agent in self.agents]))
-        tensors = [torch.stack(parts, 1) for parts in zip(*[batch.tensors() for batch in batches], strict=True)]
+        tensors = side_by_side(batches)
         updates, ratio = len(tensors[0]), first.reward.ratio
         own, pairs = tensors[:OWN], tensors[OWN:]
         acts = self._acts(updates)

@@ -188,9 +188,9 @@ class SAC(stable_baselines3.SAC):
         """Transitions and noise of `count` updates: the fields of `Batch` without the agents' axis, (count, ...)."""
         states, actions, rewards, next_states, going = self._transitions(count, size)
         noise, next_noise = (torch.randn(actions.shape, generator=self.draws, device=self.device) for _ in range(2))
-        smooth, shape = self.smoothness, (count, self.learner.each, size, states.shape[-1])
-        start = torch.zeros(1, device=self.device).expand(shape)
-        if smooth.perturbation in ("uniform", "pgd"):
+        start = torch.zeros(count, 1, 1, 1, device=self.device)
+        if self.smoothness.perturbation in ("uniform", "pgd"):
+            shape = (count, self.learner.each, size, states.shape[-1])
             start = 2 * torch.rand(shape, generator=self.draws, device=self.device) - 1
         scale = self._scale(states, actions)
         return Batch(states, actions, rewards, next_states, going, noise, next_noise, start, scale)
@@ -223,7 +223,8 @@ class SAC(stable_baselines3.SAC):
 
         def rows(array: Any) -> Tensor:
             flat = torch.from_numpy(array).flatten(0, 1)  # shares the buffer's memory
-            return flat[at].to(self.device, torch.float32, non_blocking=True)
+            found = flat[at] if isinstance(at, slice) else flat.index_select(0, at)
+            return found.to(self.device, torch.float32, non_blocking=True)
 
         ended = rows(memory.dones) * (1 - rows(memory.timeouts))
         states, next_states = rows(memory.observations), rows(memory.next_observations)

@@ -62,7 +62,11 @@ class StackedActors:
             rest = rest[len(part.leaves) :]
         trunk, mean, log_std = self._parts
         h = trunk(split[0], states)
-        return mean(split[1], states if self._bounded else h), log_std(split[2], h).clamp(*LOG_STD)
+        if self._bounded:
+            return mean(split[1], states), log_std(split[2], h).clamp(*LOG_STD)
+        both = mean([torch.cat(pair, 1) for pair in zip(split[1], split[2], strict=True)], h)
+        first, second = both.chunk(2, -1)
+        return first, second.clamp(*LOG_STD)
 
 
 class Learner:
@@ -116,7 +120,7 @@ class Learner:
     def run(self, batches: Sequence[Any]) -> list[list[float]]:
         """As many updates as the batches hold; mean critics' loss, actor's loss and temperature of each agent."""
         self.update.rate.copy_(torch.tensor([agent.rate() for agent in self.agents]))
-        fields = [torch.stack(parts, 1) for parts in zip(*[batch.tensors() for batch in batches], strict=True)]
+        fields = side_by_side(batches)
         totals = torch.zeros(len(batches), 3, device=self.update.count.device)
         for at in range(len(fields[0])):
             totals += self._step(*[part[at] for part in fields])
@@ -124,6 +128,12 @@ class Learner:
         if before // EXACT != (before + len(fields[0])) // EXACT:
             self.update.project_exactly()
         return (totals / len(fields[0])).tolist()
+
+
+def side_by_side(batches: Sequence[Any]) -> list[Tensor]:
+    """The fields of every agent's batches (updates, ...) with the agents' axis, (updates, agents, ...)."""
+    fields = zip(*[batch.tensors() for batch in batches], strict=True)
+    return [torch.stack(parts, 1) if len(parts) > 1 else parts[0].unsqueeze(1) for parts in fields]
 
 
 def soft_update(agents: Sequence["SAC"]) -> Update:

@@ -98,6 +98,9 @@ class _Maps(nn.Module):
 def _product(weight: Tensor, h: Tensor, bias: Tensor, *, reduced: bool) -> Tensor:
     """weight h + bias for stacks of matrices (modules, out, in), (modules, in, batch) and (modules, out, 1)."""
     if not reduced:
+        short = -weight.shape[-1] % 16
+        if short:
+            weight, h = functional.pad(weight, (0, short)), functional.pad(h, (0, 0, 0, short))
         return torch.baddbmm(bias, weight, h)
     return torch.bmm(weight.bfloat16(), h.bfloat16()).float() + bias
 

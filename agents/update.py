@@ -6,6 +6,7 @@ that the function holds no Python state: `torch.compile` takes it whole, and not
 compiled one is tested against.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -29,7 +30,8 @@ class Batch:
         states, next_states: (agents, batch, n). actions: scaled to [-1, 1], (agents, batch, m).
         rewards: (agents, batch). going: 1 where the episode goes on after the step: truncation is not termination.
         noise, next_noise: standard normal, (agents, batch, m), of the actions at states and next states.
-        start: uniform in [-1, 1], (agents, critics, batch, n), where the search of the robust term begins.
+        start: uniform in [-1, 1], (agents, critics, batch, n), where the search of the robust term begins; (agents, 1,
+            1, 1) where there is none.
         scale: unit of the robust term's radius, (agents, 1 or batch, n).
     """
 
@@ -71,11 +73,12 @@ class Adam:
         Args:
             gradients: of each leaf. count, rate: (agents,); the leading axis of a leaf is a multiple of it.
         """
-        size, root = rate / (1 - BETAS[0] ** count), (1 - BETAS[1] ** count).sqrt()
+        left = [1 - (count * math.log(beta)).exp() for beta in BETAS]
+        size, root = rate / left[0], left[1].rsqrt()
         for leaf, gradient, first, second in zip(self.leaves, gradients, self.first, self.second, strict=True):
             first.lerp_(gradient, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-            leaf.sub_(along(leaf, size) * first / (second.sqrt() / along(leaf, root) + ADAM_EPSILON))
+            leaf.sub_(along(leaf, size) * first / (second.sqrt() * along(leaf, root) + ADAM_EPSILON))
 
 
 def along(leaf: Tensor, of_agents: Tensor) -> Tensor:
