@@ -54,7 +54,8 @@ class GailLearner(Learner):
         self.zero = first.absorbing().expand(len(seeds), 1, -1)
         self._step, self._judge = self.step, self.discriminators.step
         if first.compiled:
-            self._step, self._judge = compiled(self.step), compiled(self.discriminators.step)
+            self._step = compiled(self.step, first.device)
+            self._judge = compiled(self.discriminators.step, first.device)
 
     def _adopt(self, agent: SAC) -> None:
         if isinstance(self.stem, Update):

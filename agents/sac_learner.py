@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,7 +107,8 @@ class Learner:
     def _build(self) -> None:
         """Stack what the agents learn."""
         self.update = soft_update(self.agents)
-        self._step = compiled(self.update.step) if self.agents[0].compiled else self.update.step
+        first = self.agents[0]
+        self._step = compiled(self.update.step, first.device) if first.compiled else self.update.step
 
     def _adopt(self, agent: "SAC") -> None:
         """Let an agent see what it learns."""
@@ -120,14 +122,16 @@ class Learner:
     def run(self, batches: Sequence[Any]) -> list[list[float]]:
         """As many updates as the batches hold; mean critics' loss, actor's loss and temperature of each agent."""
         self.update.rate.copy_(torch.tensor([agent.rate() for agent in self.agents]))
-        fields = side_by_side(batches)
-        totals = torch.zeros(len(batches), 3, device=self.update.count.device)
-        for at in range(len(fields[0])):
-            totals += self._step(*[part[at] for part in fields])
+        first, *others = zip(*[part.unbind(0) for part in side_by_side(batches)], strict=True)
+        losses = [self._step(*first)]
+        # What the compiler would check before every other update was checked before the first and is the same.
+        once = torch.compiler.set_stance(skip_guard_eval_unsafe=True) if self.agents[0].compiled else nullcontext()
+        with once:
+            losses += [self._step(*fields) for fields in others]
         before = self.agents[0]._n_updates
-        if before // EXACT != (before + len(fields[0])) // EXACT:
+        if before // EXACT != (before + len(losses)) // EXACT:
             self.update.project_exactly()
-        return (totals / len(fields[0])).tolist()
+        return torch.stack(losses).mean(0).tolist()
 
 
 def side_by_side(batches: Sequence[Any]) -> list[Tensor]:
@@ -165,10 +169,13 @@ def soft_update(agents: Sequence["SAC"]) -> Update:
     )
 
 
-def compiled(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An update as one compiled function; every shape of agents is compiled once per process."""
+def compiled(step: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """An update as one compiled function; every shape of agents is compiled once per process.
+
+    On a processor the calls of its kernels are compiled too, not interpreted.
+    """
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
-    return torch.compile(step, fullgraph=True)
+    return torch.compile(step, fullgraph=True, options={"cpp_wrapper": device.type == "cpu"})
 
 
 def train_together(agents: Sequence["SAC"], gradient_steps: int, batch_size: int) -> None:

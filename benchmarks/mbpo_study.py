@@ -79,7 +79,7 @@ CELLS = {
     "double-pendulum": DOUBLE,
 } | {
     f"perturbed-{name}-{bias}": replace(PERTURBED, smoothness=smoothness, rollouts=replace(SMALL, bias=bias))
-    for bias in (0.0, 1.0, 2.0)
+    for bias in (0.0, 0.5, 1.0, 2.0)
     for name, smoothness in (("single", Smoothness()), ("fgsm", FGSM))
 }
 

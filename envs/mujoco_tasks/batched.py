@@ -69,6 +69,8 @@ class BatchedTask:
         self.batch, self.limit = batch, env.spec.max_episode_steps if env.spec is not None else None
         self.observation_space, self.action_space = env.observation_space, env.action_space
         nominal = self._task.model
+        if nominal.ntree == 1:  # its constraints are one island, which need not be looked for: same numbers, sooner
+            nominal.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
         self.models = [nominal] * batch if models is None else list(models)
         sizes = {(m.nq, m.nv, m.nu, m.nbody, m.opt.timestep) for m in [nominal, *self.models]}
         if len(self.models) != batch or len(sizes) > 1:

@@ -118,6 +118,22 @@ def test_200_compiled_updates_are_the_plain_ones(settings: dict[str, Any]) -> No
         torch.testing.assert_close(compiled[name], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch needs g++")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_compiled_agents_that_take_turns_keep_to_their_own_update() -> None:
+    """Only a call's first update checks which compiled function is the agent's: shapes, widths or numbers tell them."""
+    kinds: list[dict[str, Any]] = [{}, {"gamma": 0.5}, {"policy_kwargs": {"net_arch": [16, 16]}}]
+    pairs = [[agent(compiled=compiled, **kind) for compiled in (False, True)] for kind in kinds]
+    for size in (32, 32, 16):
+        for pair in pairs:
+            for model in pair:
+                model.train(gradient_steps=3, batch_size=size)
+    for plain, compiled in pairs:
+        found = parameters(compiled)
+        for name, value in parameters(plain).items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("settings", SMOOTH)
 def test_agents_trained_together_are_those_trained_alone(settings: dict[str, Any]) -> None:
     def agents() -> list[SAC]:
