@@ -13,7 +13,7 @@ from .discriminator import Discriminators
 from .gail_batches import OWN
 from .pessimism import Pessimism
 from .sac import SAC
-from .sac_learner import Learner, compiled, side_by_side, soft_update
+from .sac_learner import Learner, compiled, has_bounds, side_by_side, soft_update
 from .stacked import Stacked
 from .td3 import Td3Update
 from .update import Batch, Update
@@ -54,8 +54,8 @@ class GailLearner(Learner):
         self.zero = first.absorbing().expand(len(seeds), 1, -1)
         self._step, self._judge = self.step, self.discriminators.step
         if first.compiled:
-            self._step = compiled(self.step, first.device)
-            self._judge = compiled(self.discriminators.step, first.device)
+            self._step = compiled(self.step, first.device, bounded=has_bounds(first))
+            self._judge = compiled(self.discriminators.step, first.device, bounded=first.reward.certified)
 
     def _adopt(self, agent: SAC) -> None:
         if isinstance(self.stem, Update):

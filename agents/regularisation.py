@@ -74,19 +74,18 @@ def perturb(
         values: from each critic's own states (..., batch, n) to values (..., batch).
         states: (..., batch, n).
         radius: half widths, broadcast to the states.
-        start: uniform in [-1, 1], of the shape of the states.
+        start: uniform in [-1, 1], of the shape of the states; not used by fgsm.
         kind: uniform, fgsm or pgd. The change (Q(s + d) - Q(s))^2 has no gradient at d = 0, so fgsm takes the sign of
             Q's own gradient and pgd starts from noise; where that ends lower, pgd takes the vertex of fgsm.
         steps: of pgd, each of 2.5 / steps half widths.
     """
-    noise = radius * start
     if kind == "uniform":
-        return states + noise
+        return states + radius * start
     (slope,), _ = gradients(lambda at: (values(at[0]).sum(), states), [states])
     vertex = states + radius * slope.sign()
     if kind == "fgsm":
         return vertex
-    clean = values(states).detach()
+    clean, noise = values(states).detach(), radius * start
     for _ in range(steps):
         (slope,), _ = gradients(lambda at: ((values(at[0]) - clean).square().sum(), states), [states + noise])
         noise = torch.minimum(torch.maximum(noise + 2.5 / steps * radius * slope.sign(), -radius), radius)

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lipctrl.files import UserError
+from lipctrl.nn.graph import GraphNet
 from lipctrl.nn.sb3 import LipschitzSacActor
 
 from .regularisation import Smoothness
@@ -65,9 +65,9 @@ class StackedActors:
         h = trunk(split[0], states)
         if self._bounded:
             return mean(split[1], states), log_std(split[2], h).clamp(*LOG_STD)
-        both = mean([torch.cat(pair, 1) for pair in zip(split[1], split[2], strict=True)], h)
-        first, second = both.chunk(2, -1)
-        return first, second.clamp(*LOG_STD)
+        both = [torch.cat(pair, 1) for pair in zip(split[1], split[2], strict=True)]  # two heads, one product
+        means, log_stds = mean(both, h).chunk(2, -1)
+        return means, log_stds.clamp(*LOG_STD)
 
 
 class Learner:
@@ -108,7 +108,9 @@ class Learner:
         """Stack what the agents learn."""
         self.update = soft_update(self.agents)
         first = self.agents[0]
-        self._step = compiled(self.update.step, first.device) if first.compiled else self.update.step
+        self._step: Callable[..., Tensor] = self.update.step
+        if first.compiled:
+            self._step = compiled(self.update.step, first.device, bounded=has_bounds(first))
 
     def _adopt(self, agent: "SAC") -> None:
         """Let an agent see what it learns."""
@@ -122,12 +124,9 @@ class Learner:
     def run(self, batches: Sequence[Any]) -> list[list[float]]:
         """As many updates as the batches hold; mean critics' loss, actor's loss and temperature of each agent."""
         self.update.rate.copy_(torch.tensor([agent.rate() for agent in self.agents]))
-        first, *others = zip(*[part.unbind(0) for part in side_by_side(batches)], strict=True)
-        losses = [self._step(*first)]
-        # What the compiler would check before every other update was checked before the first and is the same.
-        once = torch.compiler.set_stance(skip_guard_eval_unsafe=True) if self.agents[0].compiled else nullcontext()
-        with once:
-            losses += [self._step(*fields) for fields in others]
+        losses = [
+            self._step(*fields) for fields in zip(*[part.unbind(0) for part in side_by_side(batches)], strict=True)
+        ]
         before = self.agents[0]._n_updates
         if before // EXACT != (before + len(losses)) // EXACT:
             self.update.project_exactly()
@@ -169,13 +168,20 @@ def soft_update(agents: Sequence["SAC"]) -> Update:
     )
 
 
-def compiled(step: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """An update as one compiled function; every shape of agents is compiled once per process.
+def has_bounds(agent: "SAC") -> bool:
+    """Whether actor or critics are bounded networks."""
+    return any(isinstance(part, GraphNet) for part in agent.policy.modules())
 
-    On a processor the calls of its kernels are compiled too, not interpreted.
+
+def compiled(step: Callable[..., Tensor], device: torch.device, *, bounded: bool) -> Callable[..., Tensor]:
+    """A step as one compiled function; every shape of agents is compiled once per process.
+
+    Args:
+        bounded: the step computes bounded networks' matrices. Without, on a processor, the calls of the kernels are
+            compiled too; for parts of those matrices torch has no such call, says so at length, and gains little.
     """
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
-    return torch.compile(step, fullgraph=True, options={"cpp_wrapper": device.type == "cpu"})
+    return torch.compile(step, fullgraph=True, options={"cpp_wrapper": device.type == "cpu" and not bounded})
 
 
 def train_together(agents: Sequence["SAC"], gradient_steps: int, batch_size: int) -> None:

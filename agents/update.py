@@ -73,8 +73,9 @@ class Adam:
         Args:
             gradients: of each leaf. count, rate: (agents,); the leading axis of a leaf is a multiple of it.
         """
-        left = [1 - (count * math.log(beta)).exp() for beta in BETAS]
-        size, root = rate / left[0], left[1].rsqrt()
+        # exp and not a power: what holds an exp the compiler computes once, and not again in every loop over a leaf
+        corrections = [1 - (count * math.log(beta)).exp() for beta in BETAS]
+        size, root = rate / corrections[0], corrections[1].rsqrt()
         for leaf, gradient, first, second in zip(self.leaves, gradients, self.first, self.second, strict=True):
             first.lerp_(gradient, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])

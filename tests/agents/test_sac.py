@@ -121,8 +121,9 @@ def test_200_compiled_updates_are_the_plain_ones(settings: dict[str, Any]) -> No
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch needs g++")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_compiled_agents_that_take_turns_keep_to_their_own_update() -> None:
-    """Only a call's first update checks which compiled function is the agent's: shapes, widths or numbers tell them."""
-    kinds: list[dict[str, Any]] = [{}, {"gamma": 0.5}, {"policy_kwargs": {"net_arch": [16, 16]}}]
+    """The compiled functions of all agents are in one store; shapes, widths or settings tell them apart."""
+    kinds: list[dict[str, Any]] = [{}, {"smoothness": Smoothness(perturbation="fgsm", weight=50.0)}, {"gamma": 0.5}]
+    kinds += [{"policy_kwargs": {"net_arch": [16, 40], "activation_fn": torch.nn.Tanh}}]
     pairs = [[agent(compiled=compiled, **kind) for compiled in (False, True)] for kind in kinds]
     for size in (32, 32, 16):
         for pair in pairs:
