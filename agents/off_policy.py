@@ -65,7 +65,7 @@ class OffPolicySettings:
     episodes: int = 5
     """Deterministic episodes of an evaluation."""
     compiled: bool | None = None
-    """Compile the update (20 seconds once, then faster); null: where a C++ compiler is found and it pays."""
+    """Compile the update (half a minute once, then faster); null: where a C++ compiler is found and it pays."""
     products: Literal["float32", "bfloat16"] = "float32"
     """Precision of the update's matrix products; bfloat16 is faster on some processors, see docs/algorithms/sac.md.
     Bounded networks and certificates do not use it."""

@@ -59,7 +59,7 @@ class SAC(stable_baselines3.SAC):
     Args:
         policy, env, others: as in Stable-Baselines3.
         smoothness: regularisation of the critics.
-        compiled: compile the update (10 to 20 seconds once; needs a C++ compiler or a CUDA device).
+        compiled: compile the update (half a minute once; needs a C++ compiler or a CUDA device).
         products: precision of the update's matrix products; bfloat16 is faster where the processor has it, and leaves
             bounded networks, and all that is proved or measured of a network, in full precision.
 

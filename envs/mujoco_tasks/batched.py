@@ -53,7 +53,7 @@ class BatchedTask:
             batch: number of environments.
             threads: that step them; results do not depend on it.
             models: one MjModel per environment, for example from `lipctrl.disturb.channel.disturbed_model`; by default
-                the task's own.
+                the task's own, whose option to look for islands is off where there is one tree.
 
         Raises:
             UserError: an unknown or unsupported task, numbers below one, or models of wrong number or structure.
