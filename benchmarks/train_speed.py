@@ -6,9 +6,9 @@
 writes benchmarks/results/train_speed-<device>.json: updates per second of all agents together at Hopper's sizes (11
 observations, 3 actions, batch 256), the share of the arithmetic limit, the model's gradient steps and sampled rows per
 second, and the phases of short runs on Hopper: one model, with robust regularisation, an ensemble. Updates are medians
-over blocks, in which a variant and Stable-Baselines3 take turns in a process of their own, of three such processes:
-where the memory lies differs from one to the next, and with it the ratio. On a CPU seconds are those of the process,
-which other processes disturb less than the clock on the wall; on a GPU the most memory is noted too.
+over blocks, in which the variants take turns, of three processes: where the memory lies differs from process to process
+and with it the ratio. On a CPU seconds are those of the process, which other processes disturb less than the clock on
+the wall.
 """
 
 import json
@@ -88,57 +88,53 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def variants(many: int) -> dict[str, tuple[int, Smoothness | None, dict[str, Any]]]:
-    """Number of agents, regularisation (None: Stable-Baselines3) and other settings of what is measured."""
-    plain = Smoothness()
-    found: dict[str, tuple[int, Smoothness | None, dict[str, Any]]] = {
-        "Stable-Baselines3": (1, None, {"compiled": False}),
-        "ours, not compiled": (1, plain, {"compiled": False}),
-        "ours": (1, plain, {"compiled": True}),
-    }
-    found |= {f"ours, {name}": (1, smooth, {"compiled": True}) for name, smooth in SMOOTH.items()}
-    found[f"ours, {many} agents"] = (many, plain, {"compiled": True})
-    reduced = {"compiled": True, "products": "bfloat16"}
-    return found | {"ours, bfloat16": (1, plain, reduced), f"ours, {many} agents, bfloat16": (many, plain, reduced)}
+def block_speeds(width: int, device: str, many: int) -> tuple[dict[str, list[float]], float, int]:
+    """Updates per second of every variant at one width in every block, the arithmetic limit, and the most GPU memory.
 
-
-def beside(name: str, width: int, device: str, many: int) -> tuple[list[float], list[float], float, int]:
-    """Updates per second of a variant and of Stable-Baselines3 in every block, the limit, most memory on a GPU."""
+    Args:
+        many: agents in the last variants.
+    """
     torch.set_num_threads(1)
-    number, smoothness, others = variants(many)[name]
-    own = agent(width, device, None, compiled=False)
-    models = [own] if smoothness is None else agents(number, width, device, smoothness, **others)
-    steps, found, reference = 40 if width > 100 else 100, list[float](), list[float]()
+    groups: dict[str, list[Any]] = {
+        "Stable-Baselines3": [agent(width, device, None, compiled=False)],
+        "ours, not compiled": agents(1, width, device, Smoothness(), compiled=False),
+        "ours": agents(1, width, device, Smoothness(), compiled=True),
+    }
+    groups |= {f"ours, {name}": agents(1, width, device, smooth, compiled=True) for name, smooth in SMOOTH.items()}
+    groups[f"ours, {many} agents"] = agents(many, width, device, Smoothness(), compiled=True)
+    for count in (1, many):
+        name = "ours, bfloat16" if count == 1 else f"ours, {count} agents, bfloat16"
+        groups[name] = agents(count, width, device, Smoothness(), compiled=True, products="bfloat16")
+    steps, found = 40 if width > 100 else 100, {name: list[float]() for name in groups}
     for block in range(BLOCKS + 2):
-        count = max(5, steps // number)
-        start = now(device)
-        own.train(steps, BATCH)
-        middle = now(device)
-        own.train(count, BATCH) if smoothness is None else train_together(models, count, BATCH)
-        if block > 1:
-            reference.append(steps / (middle - start))
-            found.append(count * number / (now(device) - middle))
+        for name, models in groups.items():
+            count = max(5, steps // len(models))
+            start = now(device)
+            if name == "Stable-Baselines3":
+                models[0].train(count, BATCH)
+            else:
+                train_together(models, count, BATCH)
+            if block > 1:
+                found[name].append(count * len(models) / (now(device) - start))
     peak = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
-    return found, reference, arithmetic_limit(width, device), peak
+    return found, arithmetic_limit(width, device), peak
 
 
-def updates(width: int, device: str, many: int) -> dict[str, dict[str, Any]]:
-    """Of every variant, over all blocks of all processes; and the ratio of each process, because they differ."""
-    found: dict[str, dict[str, Any]] = {}
+def updates(width: int, device: str, many: int) -> tuple[dict[str, dict[str, Any]], int]:
+    """Of every variant, over all blocks of all processes, the ratio of each process too; and the most GPU memory."""
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        for name in variants(many):
-            runs = [pool.submit(beside, name, width, device, many).result() for _ in range(PROCESSES)]
-            speeds, own = (np.array([run[k] for run in runs]) for k in (0, 1))
-            found[name] = {
-                "updates_per_s": round(float(np.median(speeds)), 1),
-                "ratio_to_sb3": round(float(np.median(speeds / own)), 2),
-                "ratio_of_each_process": np.median(speeds / own, axis=1).round(2).tolist(),
-                "share_of_arithmetic_limit": round(float(np.median(speeds) / np.median([run[2] for run in runs])), 3),
-            }
-            if device != "cpu":
-                found[name]["peak_memory_bytes"] = max(run[3] for run in runs)
-            print(width, name, found[name], flush=True)
-    return found
+        runs = [pool.submit(block_speeds, width, device, many).result() for _ in range(PROCESSES)]
+    limit = np.median([run[1] for run in runs])
+    found: dict[str, dict[str, Any]] = {}
+    for name in runs[0][0]:
+        speeds, own = (np.array([run[0][one] for run in runs]) for one in (name, "Stable-Baselines3"))
+        found[name] = {
+            "updates_per_s": round(float(np.median(speeds)), 1),
+            "ratio_to_sb3": round(float(np.median(speeds / own)), 2),
+            "ratio_of_each_process": np.median(speeds / own, axis=1).round(2).tolist(),
+            "share_of_arithmetic_limit": round(float(np.median(speeds) / limit), 3),
+        }
+    return found, max(run[2] for run in runs)
 
 
 def arithmetic_limit(width: int, device: str) -> float:
@@ -205,18 +201,20 @@ def main() -> None:
     torch.set_num_threads(1)
     device = "cuda" if sys.argv[1:] == ["cuda"] else "cpu"
     many = 8 if device == "cpu" else 32
+    measured = {str(width): updates(width, device, many) for width in (64, 256)}
     result: dict[str, Any] = {
         "processor": processor() if device == "cpu" else torch.cuda.get_device_name(),
         "versions": package_versions(),
         "threads": 1,
         "batch": BATCH,
-        "updates": {str(width): updates(width, device, many) for width in (64, 256)},
+        "updates": {width: found for width, (found, _) in measured.items()},
         "dynamics": {f"{m} x {w}": dynamics(m, w, device) for m in (1, 7) for w in (100, 200)},
         "phases": {name: phases(name, 1, device) for name in RUNS}
         | {f"one model, {many} agents": phases("one model", many, device)},
     }
     if device != "cpu":
-        result["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        of_updates = max(peak for _, peak in measured.values())
+        result["peak_memory_bytes"] = max(of_updates, torch.cuda.max_memory_allocated())
     write_text(RESULTS / f"train_speed-{device}.json", json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
