@@ -14,8 +14,10 @@ the wall.
 import json
 import sys
 import time
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ RUNS = {
     "one model, FGSM": (SINGLE, FGSM),
     "ensemble of 7": (replace(SINGLE, members=7, elites=5), Smoothness()),
 }
+TWO = ("ours", "ours, bfloat16")
+"""What is measured once more at width 256, with nothing but Stable-Baselines3 in its process."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -88,23 +92,26 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def block_speeds(width: int, device: str, many: int) -> tuple[dict[str, list[float]], float, int]:
+def block_speeds(
+    width: int, device: str, many: int, only: Collection[str]
+) -> tuple[dict[str, list[float]], float, int]:
     """Updates per second of every variant at one width in every block, the arithmetic limit, and the most GPU memory.
 
     Args:
-        many: agents in the last variants.
+        many: agents in the last variants. only: variants that are made; none: all.
     """
     torch.set_num_threads(1)
-    groups: dict[str, list[Any]] = {
-        "Stable-Baselines3": [agent(width, device, None, compiled=False)],
-        "ours, not compiled": agents(1, width, device, Smoothness(), compiled=False),
-        "ours": agents(1, width, device, Smoothness(), compiled=True),
+    plain = Smoothness()
+    kinds: dict[str, Callable[[], list[Any]]] = {
+        "Stable-Baselines3": lambda: [agent(width, device, None, compiled=False)],
+        "ours, not compiled": lambda: agents(1, width, device, plain, compiled=False),
     }
-    groups |= {f"ours, {name}": agents(1, width, device, smooth, compiled=True) for name, smooth in SMOOTH.items()}
-    groups[f"ours, {many} agents"] = agents(many, width, device, Smoothness(), compiled=True)
-    for count in (1, many):
-        name = "ours, bfloat16" if count == 1 else f"ours, {count} agents, bfloat16"
-        groups[name] = agents(count, width, device, Smoothness(), compiled=True, products="bfloat16")
+    for name, smooth in {"": plain, **{f", {name}": smooth for name, smooth in SMOOTH.items()}}.items():
+        kinds[f"ours{name}"] = partial(agents, 1, width, device, smooth, compiled=True)
+    kinds[f"ours, {many} agents"] = partial(agents, many, width, device, plain, compiled=True)
+    for name, count in (("ours, bfloat16", 1), (f"ours, {many} agents, bfloat16", many)):
+        kinds[name] = partial(agents, count, width, device, plain, compiled=True, products="bfloat16")
+    groups = {name: make() for name, make in kinds.items() if not only or name in only}
     steps, found = 40 if width > 100 else 100, {name: list[float]() for name in groups}
     for block in range(BLOCKS + 2):
         for name, models in groups.items():
@@ -120,10 +127,10 @@ def block_speeds(width: int, device: str, many: int) -> tuple[dict[str, list[flo
     return found, arithmetic_limit(width, device), peak
 
 
-def updates(width: int, device: str, many: int) -> tuple[dict[str, dict[str, Any]], int]:
+def updates(width: int, device: str, many: int, only: Collection[str] = ()) -> tuple[dict[str, dict[str, Any]], int]:
     """Of every variant, over all blocks of all processes, the ratio of each process too; and the most GPU memory."""
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        runs = [pool.submit(block_speeds, width, device, many).result() for _ in range(PROCESSES)]
+        runs = [pool.submit(block_speeds, width, device, many, only).result() for _ in range(PROCESSES)]
     limit = np.median([run[1] for run in runs])
     found: dict[str, dict[str, Any]] = {}
     for name in runs[0][0]:
@@ -208,6 +215,7 @@ def main() -> None:
         "threads": 1,
         "batch": BATCH,
         "updates": {width: found for width, (found, _) in measured.items()},
+        "updates_of_two": {name: updates(256, device, many, ("Stable-Baselines3", name))[0][name] for name in TWO},
         "dynamics": {f"{m} x {w}": dynamics(m, w, device) for m in (1, 7) for w in (100, 200)},
         "phases": {name: phases(name, 1, device) for name in RUNS}
         | {f"one model, {many} agents": phases("one model", many, device)},
