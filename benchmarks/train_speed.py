@@ -1,6 +1,6 @@
 """Speed of our SAC update against Stable-Baselines3's own in the same process, and of model-based training; one thread.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/train_speed.py          # about 20 minutes, CPU
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/train_speed.py          # about 25 minutes, CPU
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/train_speed.py cuda     # the same on a GPU
 
 writes benchmarks/results/train_speed-<device>.json: updates per second of all agents together at Hopper's sizes (11

@@ -8,7 +8,7 @@ which gymnasium reads from the last stage of the integrator, cannot be had from 
 
 * `step` (closed loop) keeps one MjData per environment and calls `mj_step` for `frame_skip` physics steps on each, on
   a pool of threads (MuJoCo releases the interpreter lock); everything gymnasium reads is there. A whole closed loop,
-  policy and attack included, keeps 9 tenths of the speed of rollout's bare physics (benchmarks/rollout_speed.py).
+  policy and attack included, keeps 8 to 9 tenths of the speed of rollout's bare physics (benchmarks/rollout_speed.py).
 * `rollout` (open loop) hands whole sequences of controls and wrenches to `mujoco.rollout` in one call, with the warm
   start of now; inside one call the warm start is carried on, so its states are those that `step` would reach.
 """

@@ -123,7 +123,7 @@ def test_200_compiled_updates_are_the_plain_ones(settings: dict[str, Any]) -> No
 def test_compiled_agents_that_take_turns_keep_to_their_own_update() -> None:
     """The compiled functions of all agents are in one store; shapes, widths or settings tell them apart."""
     kinds: list[dict[str, Any]] = [{}, {"smoothness": Smoothness(perturbation="fgsm", weight=50.0)}, {"gamma": 0.5}]
-    kinds += [{"policy_kwargs": {"net_arch": [16, 40], "activation_fn": torch.nn.Tanh}}]
+    kinds += [{"policy_kwargs": {"net_arch": [20, 40], "activation_fn": torch.nn.Tanh}}]
     pairs = [[agent(compiled=compiled, **kind) for compiled in (False, True)] for kind in kinds]
     for size in (32, 32, 16):
         for pair in pairs:
