@@ -82,6 +82,8 @@ class Training:
         settings, first = self.settings, self.agents[0]
         before = first.num_timesteps
         label = f"{settings.env}, {len(self.agents)} seeds" if len(self.agents) > 1 else settings.env
+        if first.compiled:
+            label += " (compiles first, 30 s)"
         with deferred_interrupt() as interrupted, bar(label, settings.timesteps) as advance:
             advance(first.num_timesteps)
 
